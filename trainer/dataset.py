@@ -1,0 +1,195 @@
+"""Data files: load, check, find near-duplicates and repeated frames, split without leakage."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+NEAR_DUPLICATE = 0.6
+"""Jaccard similarity of character trigrams from which two texts count as the same."""
+
+
+class DataError(Exception):
+    """A data file that cannot be used; the message names the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query with its right label."""
+
+    text: str
+    label: str
+
+
+def load_examples(path: Path) -> list[Example]:
+    """Read a data file: a JSON array or JSONL of {"instruction", "input", "output"}, or CSV with text,label.
+
+    Raises:
+        DataError: the file cannot be read, or rows are malformed; up to ten are named.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    if path.suffix == ".csv":
+        fields, rows = ("text", "label"), _csv_rows(content)
+    else:
+        fields, rows = ("input", "output"), _json_rows(content, path)
+    examples, problems = [], []
+    for number, row in rows:
+        if not isinstance(row, dict):
+            problems.append(f"row {number}: not an object but {type(row).__name__}")
+            continue
+        wrong = [name for name in fields if not isinstance(row.get(name), str) or not row[name].strip()]
+        if wrong:
+            problems.append(f"row {number}: {', '.join(wrong)} missing, empty or not text")
+        else:
+            examples.append(Example(row[fields[0]], row[fields[1]]))
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"{path} has {len(problems)} bad row(s):\n  " + "\n  ".join(problems[:10]) + more)
+    if not examples:
+        raise DataError(f"{path} holds no rows")
+    return examples
+
+
+def _csv_rows(content: str) -> Iterator[tuple[int, Any]]:
+    return enumerate(csv.DictReader(content.splitlines(keepends=True)), start=2)
+
+
+def _json_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:
+    if content.lstrip().startswith("["):
+        try:
+            yield from enumerate(json.loads(content), start=1)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} is not a JSON array: {error}") from error
+        return
+    for number, line in enumerate(content.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
+
+
+def check_labels(examples: Sequence[Example], names: Iterable[str]) -> None:
+    """Raises DataError unless every example's label is one of `names`."""
+    unknown = Counter(example.label for example in examples) - Counter(dict.fromkeys(names, len(examples)))
+    if unknown:
+        listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unknown.most_common(10))
+        raise DataError(f"the data has labels that the model does not know: {listed}")
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """SHA-256 over all texts and labels, in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.text, example.label], ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def split(examples: Sequence[Example], *, seed: int, validation: float, test: float) -> dict[Part, list[Example]]:
+    """A stratified, seeded split in which near-duplicates never fall into different parts.
+
+    A text's place depends on the seed and its own words alone, so rows added later do not reshuffle the
+    others (scikit-learn's splitters do).
+    """
+    groups: dict[str, list[list[Example]]] = defaultdict(list)
+    for cluster in near_duplicate_clusters([example.text for example in examples]):
+        members = [examples[index] for index in cluster]
+        groups[members[0].label].append(members)
+
+    def place(members: list[Example]) -> str:
+        first = min(" ".join(words(example.text)) for example in members)
+        return hashlib.sha256(f"{seed}:{first}".encode()).hexdigest()
+
+    parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
+    for label in sorted(groups):
+        clusters = sorted(groups[label], key=place)
+        total = sum(map(len, clusters))
+        quota = {"test": round(total * test), "validation": round(total * validation)}
+        for members in clusters:
+            part = next((part for part in ("test", "validation") if quota[part] >= len(members)), "train")
+            if part != "train":
+                quota[part] -= len(members)
+            parts[part].extend(members)  # type: ignore[index]
+    return parts
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers, without punctuation."""
+    return re.sub(r"[^\w ]+", " ", text.lower().replace("'", "").replace("’", "")).split()
+
+
+def _trigrams(text: str) -> set[str]:
+    line = f"  {' '.join(words(text))}  "
+    return {line[i : i + 3] for i in range(len(line) - 2)}
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> list[tuple[int, int]]:
+    """Pairs of texts whose character trigrams overlap by at least `threshold` (Jaccard)."""
+    shingles = [_trigrams(text) for text in texts]
+    index: dict[str, list[int]] = defaultdict(list)
+    pairs = []
+    for current, shingle in enumerate(shingles):
+        shared: Counter[int] = Counter()
+        for gram in shingle:
+            shared.update(index[gram])
+            index[gram].append(current)
+        for other, count in shared.items():
+            if count / (len(shingle) + len(shingles[other]) - count) >= threshold:
+                pairs.append((other, current))
+    return pairs
+
+
+def near_duplicate_clusters(texts: Sequence[str]) -> list[list[int]]:
+    """Indices of all texts, those linked by near-duplication together."""
+    parent = list(range(len(texts)))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for left, right in near_duplicates(texts):
+        parent[root(right)] = root(left)
+    clusters: dict[int, list[int]] = defaultdict(list)
+    for node in range(len(texts)):
+        clusters[root(node)].append(node)
+    return list(clusters.values())
+
+
+_LITTLE_WORDS = frozenset(
+    "a an the this that these those my our your his her its their i we you he she it they me us him them who what when "
+    "where why how which whose is are was were be been being am do does did done have has had can could should would "
+    "will shall may might must not no any some of in on at to for from by with about into over under after before since "
+    "until during between up down out off and or but if so than then there here just only also still ever never last "
+    "next first again too very much many more most long often all every each both one two get got need want time".split()
+)
+
+
+def frames(texts: Sequence[str], least_words: int = 3) -> dict[str, list[int]]:
+    """Texts by their frame: the little words kept, every run of others replaced by a blank `_`.
+
+    Only frames with at least `least_words` little words are counted; shorter ones are how English is.
+    """
+    found: dict[str, list[int]] = defaultdict(list)
+    for index, text in enumerate(texts):
+        slots = [word if word in _LITTLE_WORDS else "_" for word in words(text)]
+        frame = slots[:1] + [b for a, b in pairwise(slots) if not (a == b == "_")]
+        if sum(word != "_" for word in frame) >= least_words:
+            found[" ".join(frame)].append(index)
+    return dict(found)

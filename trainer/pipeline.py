@@ -1,0 +1,167 @@
+"""From a recipe to a model file: split -> train -> build -> calibrate -> evaluate -> build with what was found."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer import build, dataset, evaluate
+from trainer.dataset import Example
+from trainer.recipe import Recipe
+from worker.classifier import Classifier
+from worker.classifier.calibration import fit_temperature
+from worker.classifier.labels import choose_codes
+from worker.classifier.model_file import FORMAT, LoadedModel, load
+from worker.classifier.prompt import encode_query
+
+PROBE_TOLERANCE = 0.1
+"""How far a probe's probability may differ: other CPUs and weight formats round differently."""
+
+Say = Callable[[str], None]
+
+
+def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float | None], None]) -> dict[str, Any]:
+    """Carry out a recipe. Returns the metadata written into the model file.
+
+    Raises:
+        RecipeError, DataError, BuildError, ModelFileError: what is wrong and what to do.
+    """
+    from trainer import sft  # torch takes seconds to import, and only training needs it
+
+    started = time.monotonic()
+    examples = dataset.load_examples(recipe.data)
+    dataset.check_labels(examples, recipe.labels)
+    parts = dataset.split(examples, **recipe.split.model_dump())
+    say(f"data      {len(examples)} examples: " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS))
+
+    base = recipe.base.path()
+    vocabulary = load(base, vocab_only=True)
+    codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False))
+    tokens = {part: _tokens(recipe, vocabulary, codes, parts[part]) for part in ("train", "validation")}
+    vocabulary.close()
+
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    adapter_path = recipe.output / build.ADAPTER_FILE
+    log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], adapter_path, training_progress)
+    say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
+
+    metadata = _metadata(recipe, codes, examples, log)
+    metadata = _measure(recipe, base, metadata, parts, say)
+    metadata["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
+    _write_json(recipe.output / build.METADATA_FILE, metadata)
+    model_path = build.model_file_of(recipe.output)
+    build.build(base, build.read_adapter(adapter_path), metadata, model_path)
+    Classifier.open(model_path).close()
+    say(f"built     {model_path}, version {metadata['training']['version']}, self-check passed")
+    return metadata
+
+
+def _tokens(recipe: Recipe, vocabulary: LoadedModel, codes: Sequence[str], examples: Sequence[Example]) -> list[Any]:
+    from trainer.sft import TokenExample
+
+    prefix = vocabulary.tokenize(recipe.prompt.prefix, parse_special=True, add_special=True)
+    suffix = vocabulary.tokenize(recipe.prompt.suffix, parse_special=True)
+    code_ids = {
+        name: vocabulary.tokenize(code, parse_special=False)[0] for name, code in zip(recipe.labels, codes, strict=True)
+    }
+
+    def plain(text: str) -> list[int]:
+        return vocabulary.tokenize(text, parse_special=False)
+
+    limit = recipe.training.max_query_tokens
+    return [
+        TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, code_ids[example.label])
+        for example in examples
+    ]
+
+
+def _metadata(recipe: Recipe, codes: Sequence[str], examples: Sequence[Example], log: Any) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "labels": {
+            "labels": [
+                {"name": name, "description": description, "code": code}
+                for (name, description), code in zip(recipe.labels.items(), codes, strict=True)
+            ],
+            "out_of_scope": recipe.out_of_scope,
+        },
+        "prompt": recipe.prompt.model_dump(),
+        "calibration": {"temperature": 1.0, "threshold": 0.0, "thresholds": {}},
+        "evaluation": {},
+        "probes": {"tolerance": PROBE_TOLERANCE, "probes": []},
+        "training": {
+            "name": recipe.name,
+            "version": "unreleased",
+            "base": recipe.base.name,
+            "base_licence": recipe.base.licence,
+            "base_package": recipe.base.package,
+            "base_file": recipe.base.file,
+            "recipe": recipe.model_dump(mode="json", include={"training", "split", "review"}),
+            "data_sha256": dataset.fingerprint(examples),
+            "steps": log.steps,
+            "losses": log.losses,
+            "eval_losses": log.eval_losses,
+            "versions": log.versions | {"python": platform.python_version()},
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _measure(
+    recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[dataset.Part, list[Example]], say: Say
+) -> dict[str, Any]:
+    """Calibrate on validation, evaluate on validation and test, choose the probes."""
+    draft = recipe.output / ".draft.gguf"
+    adapter = build.read_adapter(recipe.output / build.ADAPTER_FILE)
+    validation = parts["validation"]
+    names = list(recipe.labels)
+    try:
+        build.build(base, adapter, metadata, draft)
+        classifier = Classifier.open(draft)
+        queries = [classifier.encode(example.text) for example in validation]
+        scores = classifier.log_probabilities(queries)
+        temperature = fit_temperature(scores, [names.index(example.label) for example in validation])
+        classifier.close()
+
+        calibration = {"temperature": round(temperature, 4), "threshold": 0.0, "thresholds": {}}
+        metadata = metadata | {"calibration": calibration}
+        build.build(base, adapter, metadata, draft)
+        classifier = Classifier.open(draft)
+        decisions = evaluate.decide(classifier, validation)
+        truth = [example.label for example in validation]
+        threshold = evaluate.choose_threshold(decisions, truth, recipe.out_of_scope, recipe.review.precision)
+        calibration["threshold"] = round(threshold, 4)
+        classifier.close()
+        say(f"calibrate temperature {temperature:.3f}, threshold {threshold:.3f} on validation")
+
+        metadata["training"]["version"] = build.content_version(recipe.output / build.ADAPTER_FILE, metadata)
+        build.build(base, adapter, metadata, draft)
+        classifier = Classifier.open(draft)
+        for part in ("validation", "test"):
+            figures = evaluate.evaluate(classifier, parts[part], evaluate.decide(classifier, parts[part]))
+            metadata["evaluation"][part] = figures.as_dict()
+            say(f"evaluate  {part}: accuracy {figures.accuracy:.4f}, macro-F1 {figures.macro_f1:.4f}, ECE {figures.ece:.4f}")
+        classifier.close()
+    finally:
+        draft.unlink(missing_ok=True)
+
+    probes = []
+    for name in names:
+        sure = [(d, e) for d, e in zip(decisions, validation, strict=True) if d.label == e.label == name]
+        if sure:
+            decision, example = max(sure, key=lambda pair: pair[0].confidence)
+            probability = round(decision.confidence, 4)
+            probes.append({"text": example.text, "label": name, "probability": probability})
+    metadata["probes"]["probes"] = probes
+    return metadata
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,120 @@
+"""A recipe: everything that a training run depends on, in one checked YAML file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class RecipeError(Exception):
+    """A recipe that cannot be used; the message lists every problem."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(_Section):
+    """The base model: a GGUF that an installed Python package carries."""
+
+    name: str
+    licence: str
+    package: str
+    file: str
+
+    def path(self) -> Path:
+        """Where the GGUF lies on this machine.
+
+        Raises:
+            RecipeError: the package is not installed or does not carry the file.
+        """
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise RecipeError(f"the base model's package {self.package!r} is not installed: run `make setup`")
+        path = Path(spec.submodule_search_locations[0]) / self.file
+        if not path.is_file():
+            raise RecipeError(f"the package {self.package!r} carries no file {self.file!r}")
+        return path
+
+
+class PromptText(_Section):
+    prefix: str
+    suffix: str
+
+
+class Split(_Section):
+    """Shares of the data held out; the rest is trained on."""
+
+    seed: int
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
+
+
+class Training(_Section):
+    """Hyper-parameters of the LoRA fine-tuning."""
+
+    seed: int = 0
+    epochs: Annotated[int, Field(ge=1)] = 6
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_rank: Annotated[int, Field(ge=1)] = 16
+    lora_alpha: Annotated[int, Field(ge=1)] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    max_query_tokens: Annotated[int, Field(ge=1)] = 128
+
+
+class Review(_Section):
+    """How the confidence threshold is chosen on the validation split."""
+
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    """Share of the routed queries that must be right; below the threshold a query goes to review."""
+
+
+class Recipe(_Section):
+    """One model, from data to GGUF."""
+
+    name: str
+    base: Base
+    data: Path
+    output: Path
+    labels: dict[str, str]
+    """Name -> what it covers."""
+    out_of_scope: str | None = None
+    prompt: PromptText
+    split: Split
+    training: Training = Training()
+    review: Review = Review()
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Recipe:
+        if len(self.labels) < 2:
+            raise ValueError("labels: at least two are needed")
+        if self.out_of_scope is not None and self.out_of_scope not in self.labels:
+            raise ValueError(f"out_of_scope: {self.out_of_scope!r} is not one of the labels")
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; its relative paths count from the working directory.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML, or has any wrong or unknown value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"{path} has {error.error_count()} problem(s):\n{problems}") from error

@@ -1,0 +1,323 @@
+"""The composition root: makes every part, hands it what it needs, starts and stops it. Decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import uvicorn
+from faststream import AckPolicy, FastStream
+from faststream.asgi import AsgiFastStream
+from faststream.redis import RedisBroker, StreamSub
+from faststream.redis.annotations import RedisBatchStreamMessage
+from faststream.specification import AsyncAPI
+from prometheus_client import make_asgi_app
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, RedisError
+
+from worker import __version__, recovery
+from worker.classifier import Classifier, EngineOptions
+from worker.delivery import Delivery
+from worker.errors import Fatal, SettingsError
+from worker.health import Health, endpoint
+from worker.messages import Entry
+from worker.metrics import Metrics
+from worker.pipeline import Limits, Pipeline
+from worker.routing import Streams, check_topics
+from worker.settings import Settings
+
+log = structlog.get_logger("pointsman.app")
+MONITOR_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a started worker can be reached."""
+
+    http_url: str
+    redis_url: str
+
+
+async def serve(settings: Settings, classifier: Classifier, on_listening: Callable[[Listening], None] = lambda at: None) -> None:
+    """Run a worker until SIGTERM or SIGINT, then finish what is in flight.
+
+    Raises:
+        Fatal: Redis does not let the worker in, the HTTP port is taken, or a part failed for good.
+    """
+    worker = Worker(settings, classifier)
+    with _bind(settings) as http_socket:
+        await worker.check_redis()
+        config = uvicorn.Config(worker.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        # uvicorn would end the process by the signal again, after a graceful stop: no exit code 0 then.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, server, worker)
+        worker.on_failure = lambda: setattr(server, "should_exit", True)
+        host, port = http_socket.getsockname()[:2]
+        worker.on_started = lambda: on_listening(Listening(f"http://{host}:{port}", settings.redis_url.get_secret_value()))
+        await server.serve(sockets=[http_socket])
+    if worker.failure is not None:
+        raise Fatal(f"the worker stopped: {worker.failure}") from worker.failure
+
+
+def _stop(server: uvicorn.Server, worker: Worker) -> None:
+    if server.should_exit:
+        log.warning("second signal: stopping at once, what is in flight stays pending")
+        worker.abandon()
+    server.should_exit = True
+    worker.health.stopping = True
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.http_host, settings.http_port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        where = f"{settings.http_host}:{settings.http_port}"
+        raise Fatal(f"cannot listen on {where} ({error}): set POINTSMAN_HTTP_PORT or POINTSMAN_HTTP_HOST, port 0 picks a free one") from error
+    return listener
+
+
+def connect(settings: Settings) -> Redis:
+    """A client of the settings' Redis, with timeouts on everything.
+
+    Raises:
+        SettingsError: the URL is malformed.
+    """
+    try:
+        return Redis.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_timeout=settings.redis_timeout_s,
+            socket_connect_timeout=settings.redis_timeout_s,
+            health_check_interval=15,
+        )
+    except ValueError as error:
+        raise SettingsError(f"POINTSMAN_REDIS_URL is not a Redis URL: {error}") from error
+
+
+def open_classifier(settings: Settings) -> Classifier:
+    """Load the settings' model, check it against its probes, and check that its labels give distinct streams."""
+    classifier = Classifier.open(
+        settings.model,
+        options=EngineOptions(sequences=settings.batch_size, threads=settings.threads),
+        max_query_tokens=settings.max_query_tokens,
+        n_gpu_layers=settings.n_gpu_layers,
+        sha256=settings.model_sha256,
+    )
+    try:
+        check_topics(classifier.card, Streams(settings.namespace))
+    except ValueError as error:
+        classifier.close()
+        raise Fatal(str(error)) from error
+    return classifier
+
+
+async def check_redis(redis: Redis, where: str) -> None:
+    """Raises Fatal, saying what to do, unless Redis answers."""
+    try:
+        await redis.ping()
+    except AuthenticationError as error:
+        raise Fatal(f"Redis at {where} refuses the login ({error}): check user and password in POINTSMAN_REDIS_URL") from error
+    except (RedisError, OSError) as error:
+        raise Fatal(f"cannot reach Redis at {where} ({error}): start it, set POINTSMAN_REDIS_URL, or use --embedded-redis") from error
+
+
+def address(redis: Redis) -> str:
+    """Where a client connects to, without its password."""
+    options = redis.connection_pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+
+
+class Worker:
+    """Everything that lives while a worker runs."""
+
+    def __init__(self, settings: Settings, classifier: Classifier) -> None:
+        self.settings, self.classifier = settings, classifier
+        self.streams = Streams(settings.namespace)
+        self.redis = connect(settings)
+        self.metrics = Metrics()
+        self.metrics.model(classifier.card, classifier.weight_format)
+        self.health = Health()
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.on_started: Callable[[], None] = lambda: None
+        self._inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self.pipeline = Pipeline(
+            classifier.classify,
+            classifier.card,
+            self.streams,
+            Delivery(self.redis, self.streams.queries, settings.group, settings.retention),
+            self.metrics,
+            Limits(settings.batch_size, settings.max_in_flight, settings.max_text_bytes, settings.max_deliveries),
+            self._inference_thread,
+        )
+        self._working: asyncio.Task[None] | None = None
+        self.broker, self._subscriber = self._make_broker()
+        self.app = self._make_app()
+
+    async def check_redis(self) -> None:
+        """Raises Fatal unless Redis answers."""
+        await check_redis(self.redis, address(self.redis))
+
+    def abandon(self) -> None:
+        """Give up what is in flight; it stays pending."""
+        if self._working is not None:
+            self._working.cancel()
+
+    def _make_broker(self) -> tuple[RedisBroker, Any]:
+        settings = self.settings
+        broker = RedisBroker(
+            settings.redis_url.get_secret_value(),
+            graceful_timeout=settings.drain_timeout_s,
+            logger=logging.getLogger("faststream"),
+            socket_connect_timeout=settings.redis_timeout_s,
+        )
+        source = StreamSub(
+            self.streams.queries,
+            group=settings.group,
+            consumer=settings.consumer,
+            batch=True,
+            max_records=settings.batch_size,
+            polling_interval=1000,
+        )
+        subscriber = broker.subscriber(
+            stream=source,
+            ack_policy=AckPolicy.MANUAL,
+            parser=_leave_unparsed,
+            decoder=_leave_undecoded,
+            title="queries",
+            description="Plain fields, of which `text` is the query, or FastStream's envelope.",
+        )
+
+        @subscriber
+        async def consume(message: RedisBatchStreamMessage) -> None:
+            raw = message.raw_message
+            await self.pipeline.submit(
+                [Entry(entry_id.decode(), fields) for entry_id, fields in zip(raw["message_ids"], raw["data"], strict=True)]
+            )
+
+        names = [self.streams.topic(name) for name in self.classifier.card.labels.names]
+        for name in (*names, self.streams.review, self.streams.dead):
+            broker.publisher(stream=name, title=name, description="The producer's fields and the decision in `pointsman.*` fields.")
+        return broker, subscriber
+
+    def _make_app(self) -> AsgiFastStream:
+        specification = AsyncAPI(title="Pointsman", version=__version__, description="Routes queries to their category's stream.")
+        app = FastStream(
+            self.broker, logger=logging.getLogger("faststream"), lifespan=self._lifespan, specification=specification
+        )
+        return app.as_asgi(
+            asgi_routes=[
+                ("/metrics", make_asgi_app(self.metrics.registry)),
+                ("/healthz", endpoint(self.health.alive)),
+                ("/readyz", endpoint(self.health.ready)),
+            ],
+            asyncapi_path="/asyncapi",
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[None]:
+        settings = self.settings
+        await recovery.ensure_group(self.redis, self.streams.queries, settings.group)
+        self._working = asyncio.create_task(self.pipeline.run())
+        self._working.add_done_callback(self._pipeline_ended)
+        background = [asyncio.create_task(self._monitor()), asyncio.create_task(self._claim())]
+        try:
+            yield
+        finally:
+            self.health.stopping = True
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._drain()
+
+    def _pipeline_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure, self.health.pipeline_failed = error, True
+            log.critical("the pipeline failed, stopping", exc_info=error)
+            self.on_failure()
+
+    async def _monitor(self) -> None:
+        """Once a second: is Redis there, is the group there, are we reading, how much waits."""
+        settings, started = self.settings, False
+        while True:
+            try:
+                if await recovery.ensure_group(self.redis, self.streams.queries, settings.group) and started:
+                    log.warning("the consumer group was gone and has been made again", stream=self.streams.queries)
+                if started and not self._subscriber.running and not self.health.stopping:
+                    await self._subscriber.start()
+                waiting = await recovery.backlog(self.redis, self.streams.queries, settings.group)
+                self.metrics.backlog(waiting.lag, waiting.pending)
+                self.health.redis_answered()
+            except (RedisError, OSError, TimeoutError) as error:
+                log.debug("Redis does not answer", error=str(error))
+            self.health.consuming = bool(self._subscriber.running)
+            if self.health.consuming and not started:
+                started = True
+                self.on_started()
+            await asyncio.sleep(MONITOR_EVERY_S if started else 0.02)
+
+    async def _claim(self) -> None:
+        """Take over what other workers left behind."""
+        settings = self.settings
+        while True:
+            try:
+                entries = await recovery.claim_stuck(
+                    self.redis,
+                    self.streams.queries,
+                    settings.group,
+                    settings.consumer,
+                    idle_ms=int(settings.claim_after_s * 1000),
+                    count=settings.batch_size,
+                )
+            except (RedisError, OSError) as error:
+                log.debug("cannot claim", error=str(error))
+                entries = []
+            if entries:
+                self.metrics.reclaimed(len(entries))
+                log.info("took over stuck entries", entries=len(entries))
+                await self.pipeline.submit(entries)
+            else:
+                await asyncio.sleep(settings.claim_every_s)
+
+    async def _drain(self) -> None:
+        """Deliver what is in flight, release the rest so that others claim it at once, leave the group."""
+        settings = self.settings
+        await self.pipeline.close()
+        if self._working is not None:
+            _, unfinished = await asyncio.wait([self._working], timeout=settings.drain_timeout_s)
+            for task in unfinished:
+                task.cancel()
+        try:
+            idle_ms = int(settings.claim_after_s * 1000)
+            left = await recovery.release(
+                self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms
+            )
+            log.info("stopped", released=left)
+        except (RedisError, OSError) as error:
+            log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)
+        await self.redis.aclose()
+        self._inference_thread.shutdown()
+
+
+async def _leave_unparsed(message: Any) -> RedisBatchStreamMessage:
+    """FastStream's own parser decodes a whole batch at once, so one bad entry would fail its neighbours."""
+    return RedisBatchStreamMessage(raw_message=message, body=b"")
+
+
+async def _leave_undecoded(message: Any) -> None:
+    return None

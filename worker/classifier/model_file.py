@@ -1,0 +1,215 @@
+"""The self-describing GGUF: read and check the Pointsman metadata that a model file carries.
+
+Labels, prompt, calibration and self-check travel in the file with the weights, so they cannot drift apart.
+The format is a table of string keys, each holding JSON; `FORMAT` is its version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from worker.classifier.calibration import Calibration
+from worker.classifier.labels import Label, LabelSet
+from worker.classifier.prompt import Prompt
+
+FORMAT = 1
+KEYS = ("format", "labels", "prompt", "calibration", "evaluation", "probes", "training")
+
+
+class ModelFileError(Exception):
+    """A model file that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A text with the label and probability that the model must give: the self-check at load."""
+
+    text: str
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Everything a model file says about itself, checked. `version` is the content hash of the adapter."""
+
+    labels: LabelSet
+    prompt: Prompt
+    calibration: Calibration
+    probes: tuple[Probe, ...]
+    probe_tolerance: float
+    evaluation: Mapping[str, Any]
+    training: Mapping[str, Any]
+    name: str
+    version: str
+    base: str
+
+
+def parse_card(metadata: Mapping[str, str], source: str) -> ModelCard:
+    """Check the `pointsman.*` values of a model file.
+
+    Args:
+        metadata: all string metadata of the file, by key.
+        source: the file, for error messages.
+
+    Raises:
+        ModelFileError: a key is missing, is not JSON, or does not hold what the format says.
+    """
+    missing = [key for key in KEYS if f"pointsman.{key}" not in metadata]
+    if len(missing) == len(KEYS):
+        raise ModelFileError(
+            f"{source} is a GGUF without Pointsman metadata, so its labels and prompt are unknown. "
+            "Build a router model with `python -m trainer build`."
+        )
+    if missing:
+        raise ModelFileError(f"{source} lacks metadata: {', '.join(f'pointsman.{key}' for key in missing)}. Build it again.")
+    try:
+        values = {key: json.loads(metadata[f"pointsman.{key}"]) for key in KEYS}
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"{source}: Pointsman metadata is not JSON ({error}). Build it again.") from error
+    if values["format"] != FORMAT:
+        raise ModelFileError(
+            f"{source} has Pointsman format {values['format']}, this worker reads {FORMAT}. "
+            "Use the trainer of the same release."
+        )
+    try:
+        return _card(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFileError(f"{source}: Pointsman metadata is malformed ({type(error).__name__}: {error}).") from error
+
+
+def _card(values: Mapping[str, Any]) -> ModelCard:
+    labels = LabelSet(
+        tuple(Label(str(row["name"]), str(row["description"]), str(row["code"])) for row in values["labels"]["labels"]),
+        values["labels"].get("out_of_scope"),
+    )
+    probes = tuple(Probe(row["text"], row["label"], float(row["probability"])) for row in values["probes"]["probes"])
+    unknown = sorted({probe.label for probe in probes} - set(labels.names))
+    if unknown:
+        raise ValueError(f"probes name unknown labels: {', '.join(unknown)}")
+    calibration = values["calibration"]
+    return ModelCard(
+        labels=labels,
+        prompt=Prompt(str(values["prompt"]["prefix"]), str(values["prompt"]["suffix"])),
+        calibration=Calibration(
+            float(calibration["temperature"]), float(calibration["threshold"]), dict(calibration.get("thresholds", {}))
+        ),
+        probes=probes,
+        probe_tolerance=float(values["probes"]["tolerance"]),
+        evaluation=dict(values["evaluation"]),
+        training=dict(values["training"]),
+        name=str(values["training"]["name"]),
+        version=str(values["training"]["version"]),
+        base=str(values["training"]["base"]),
+    )
+
+
+_log_lines: list[str] = []
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _: Any) -> None:
+    if level in (3, 4) and len(_log_lines) < 20:
+        _log_lines.append(text.decode(errors="replace").strip())
+
+
+class LoadedModel:
+    """A GGUF in memory: the llama.cpp handle and all its string metadata. Close it when done."""
+
+    def __init__(self, path: Path, handle: Any, metadata: Mapping[str, str]) -> None:
+        self.path = path
+        self.handle = handle
+        self.metadata = metadata
+        self.vocab = llama_cpp.llama_model_get_vocab(handle)
+
+    def close(self) -> None:
+        if self.handle is not None:
+            llama_cpp.llama_model_free(self.handle)
+            self.handle = None
+
+    def tokenize(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
+        """Token ids of `text`. Control tokens in it are recognised only with `parse_special`."""
+        data = text.encode("utf-8", errors="replace")
+        capacity = len(data) + 4
+        buffer = (llama_cpp.llama_token * capacity)()
+        count = llama_cpp.llama_tokenize(self.vocab, data, len(data), buffer, capacity, add_special, parse_special)
+        if count < 0:
+            raise ValueError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
+        return list(buffer[:count])
+
+    @property
+    def weight_format(self) -> str:
+        """The format of most weights as llama.cpp describes it, such as BF16."""
+        description = _read(lambda buffer, size: llama_cpp.llama_model_desc(self.handle, buffer, size))
+        return description.split()[-1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return int(llama_cpp.llama_vocab_n_tokens(self.vocab))
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Every token that ends generation."""
+        return tuple(i for i in range(self.n_tokens) if llama_cpp.llama_vocab_is_eog(self.vocab, i))
+
+
+def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False, sha256: str | None = None) -> LoadedModel:
+    """Load a GGUF.
+
+    Args:
+        n_gpu_layers: layers to put on a GPU; -1 for all. A CPU build of llama.cpp ignores it.
+        vocab_only: load tokenizer and metadata, no weights.
+        sha256: refuse the file unless its content has this hash.
+
+    Raises:
+        ModelFileError: the file is missing, is no GGUF, is damaged, or has another hash.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file at {path}. Build one with `make model`, or set POINTSMAN_MODEL.")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelFileError(f"{path} is not a GGUF file (wrong first bytes). Was it downloaded completely?")
+        if sha256 is not None:
+            file.seek(0)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256.lower():
+                raise ModelFileError(f"{path} has SHA-256 {found}, expected {sha256.lower()}: refusing to load it.")
+    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    _log_lines.clear()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = n_gpu_layers
+    params.vocab_only = vocab_only
+    handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not handle:
+        cause = _log_lines[0] if _log_lines else "llama.cpp gave no reason"
+        raise ModelFileError(f"{path} cannot be loaded, it is damaged or of an unknown kind: {cause}")
+    return LoadedModel(path, handle, _metadata(handle))
+
+
+def _metadata(handle: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for index in range(llama_cpp.llama_model_meta_count(handle)):
+        key = _read(lambda buffer, size, i=index: llama_cpp.llama_model_meta_key_by_index(handle, i, buffer, size))
+        if key.startswith(("pointsman.", "general.")):
+            found[key] = _read(
+                lambda buffer, size, i=index: llama_cpp.llama_model_meta_val_str_by_index(handle, i, buffer, size)
+            )
+    return found
+
+
+def _read(call: Callable[[Any, int], int]) -> str:
+    """Read a C string whose length llama.cpp tells: once to ask, once to copy."""
+    length = call(ctypes.create_string_buffer(1), 1)
+    buffer = ctypes.create_string_buffer(length + 1)
+    call(buffer, length + 1)
+    return buffer.value.decode("utf-8", errors="replace")

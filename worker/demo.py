@@ -1,0 +1,220 @@
+"""`make demo`: a real Redis, a real worker, real queries; every one must arrive exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+
+from redis.asyncio import Redis
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from worker.embedded_redis import embedded_redis, free_port
+from worker.errors import Fatal
+from worker.routing import Streams
+
+ONE_BY_ONE = 60
+BURST = 100
+PATIENCE_S = 60.0
+STREAMS = Streams()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A query and, if known, its right label."""
+
+    text: str
+    label: str | None
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """What was seen on the output streams, by the number that the query was sent with."""
+
+    streams: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    latency_ms: dict[int, int] = field(default_factory=dict)
+    last_ms: int = 0
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """JSON lines of {"text", "label"}, or plain text, a query a line."""
+    samples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("{"):
+            try:
+                row = json.loads(line)
+                samples.append(Sample(str(row["text"]), row.get("label")))
+            except (ValueError, KeyError) as error:
+                raise Fatal(f'{path}, line {number}: not a JSON object with "text" ({error})') from error
+        elif line.strip():
+            samples.append(Sample(line, None))
+    if not samples:
+        raise Fatal(f"{path} holds no queries")
+    return samples
+
+
+def demo(model: Path, samples: Sequence[Sample], console: Console) -> bool:
+    """Route all samples and print what happened. True if each arrived exactly once."""
+    with tempfile.TemporaryDirectory(prefix="pointsman-demo-") as directory, embedded_redis(Path(directory)) as redis_url:
+        console.print(f"Redis    {redis_url} (embedded, for this demo alone)")
+        with _worker(redis_url, model, console) as http_url:
+            console.print(f"worker   {http_url}/metrics  /readyz  /asyncapi")
+            return asyncio.run(_route(redis_url, http_url, samples, console))
+
+
+@contextmanager
+def _worker(redis_url: str, model: Path, console: Console) -> Iterator[str]:
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_")} | {
+        "POINTSMAN_REDIS_URL": redis_url,
+        "POINTSMAN_HTTP_PORT": str(port),
+        "POINTSMAN_LOG_LEVEL": "warning",
+    }
+    command = [sys.executable, "-m", "worker", "run", "--model", str(model)]
+    process = subprocess.Popen(command, env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with console.status("loading and checking the model"):
+            deadline = time.monotonic() + PATIENCE_S
+            while not _ready(url):
+                if process.poll() is not None:
+                    raise Fatal(f"the worker ended with exit code {process.returncode}; it says why above")
+                if time.monotonic() > deadline:
+                    raise Fatal(f"the worker was not ready after {PATIENCE_S:.0f} s")
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+async def _route(redis_url: str, http_url: str, samples: Sequence[Sample], console: Console) -> bool:
+    redis = Redis.from_url(redis_url)
+    labels = sorted({sample.label for sample in samples if sample.label is not None})
+    watched = [STREAMS.review, STREAMS.dead, *(STREAMS.topic(label) for label in labels)]
+    arrivals = Arrivals()
+    lone = min(ONE_BY_ONE, len(samples))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    burst_s, burst_ids = 0.0, list(range(lone, len(samples)))
+    positions: dict[str, str] = dict.fromkeys(watched, "0-0")
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("one by one", total=len(samples))
+        for number in range(lone):
+            await redis.xadd(STREAMS.queries, {"text": samples[number].text, "id": number})
+            await _wait(redis, positions, arrivals, {number})
+            bar.advance(task)
+        bar.update(task, description="in bursts")
+        for start in range(0, len(burst_ids), BURST):
+            numbers = burst_ids[start : start + BURST]
+            pipe = redis.pipeline(transaction=False)
+            for number in numbers:
+                pipe.xadd(STREAMS.queries, {"text": samples[number].text, "id": number})
+            first_ms = int((await pipe.execute())[0].partition(b"-")[0])
+            await _wait(redis, positions, arrivals, set(numbers))
+            burst_s += (arrivals.last_ms - first_ms) / 1000
+            bar.advance(task, len(numbers))
+    await _wait(redis, positions, arrivals, set(), settle_s=0.3)
+    pending = (await redis.xpending(STREAMS.queries, "routers"))["pending"]
+    await redis.aclose()
+
+    console.print(_routes(samples, arrivals, labels))
+    alone = [arrivals.latency_ms[n] for n in range(lone) if n in arrivals.latency_ms]
+    burst = [arrivals.latency_ms[n] for n in burst_ids if n in arrivals.latency_ms]
+    console.print(f"XADD to publish, one by one      {_percentiles(alone)}")
+    if burst:
+        console.print(f"XADD to publish, bursts of {BURST:<4}  {_percentiles(burst)}, {len(burst) / max(burst_s, 0.001):.0f} messages/s")
+    console.print(f"as Prometheus saw it             {_published(http_url)} published, metrics at {http_url}/metrics")
+    lost = [n for n in range(len(samples)) if not arrivals.streams[n]]
+    doubled = [n for n in range(len(samples)) if len(arrivals.streams[n]) > 1]
+    console.print(f"exactly once                     {len(samples) - len(lost) - len(doubled)} of {len(samples)}, "
+                  f"{len(lost)} lost, {len(doubled)} doubled, {pending} pending")  # fmt: skip
+    return not lost and not doubled and pending == 0
+
+
+async def _wait(redis: Redis, positions: dict[str, str], arrivals: Arrivals, numbers: set[int], settle_s: float = 0.0) -> None:
+    """Read the output streams until all `numbers` are there; then for `settle_s` more, to catch doubles."""
+    deadline = time.monotonic() + (settle_s or PATIENCE_S)
+    while (settle_s or not all(arrivals.streams.get(n) for n in numbers)) and time.monotonic() < deadline:
+        for name, entries in await _read(redis, positions):
+            positions[name] = entries[-1][0].decode()
+            for entry_id, fields in entries:
+                number = int(fields[b"id"])
+                arrivals.streams[number].append(name)
+                arrived_ms = int(entry_id.partition(b"-")[0])
+                arrivals.latency_ms[number] = arrived_ms - int(fields[b"pointsman.id"].partition(b"-")[0])
+                arrivals.last_ms = arrived_ms
+
+
+async def _read(redis: Redis, positions: dict[str, str]) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
+    found = await redis.xread(positions, block=100)
+    return [(name.decode(), entries) for name, entries in found or []]
+
+
+def _routes(samples: Sequence[Sample], arrivals: Arrivals, labels: Sequence[str]) -> Table:
+    table = Table(title="where the queries went")
+    for column in ("category", "queries", "right topic", "to review", "wrong topic", "confused with"):
+        table.add_column(column, justify="left" if column in ("category", "confused with") else "right")
+    totals: Counter[str] = Counter()
+    for label in (*labels, *([None] if any(s.label is None for s in samples) else [])):
+        numbers = [n for n, sample in enumerate(samples) if sample.label == label]
+        went = Counter(arrivals.streams[n][0] for n in numbers if arrivals.streams[n])
+        right = went.pop(STREAMS.topic(label), 0) if label is not None else 0
+        review = went.pop(STREAMS.review, 0)
+        if label == "out_of_scope":
+            right, review = review, 0
+        wrong = sum(went.values())
+        counts = {"queries": len(numbers), "right": right, "review": review, "wrong": wrong}
+        totals.update(counts)
+        others = ", ".join(f"{name.rpartition(':')[2]} {count}" for name, count in went.most_common(3))
+        name = "out_of_scope (review is right)" if label == "out_of_scope" else label or "(no label given)"
+        table.add_row(name, *(_blank_zero(counts[key]) for key in ("queries", "right", "review", "wrong")), others)
+    table.add_section()
+    share = totals["right"] / max(1, totals["queries"])
+    summary = f"{share:.1%} right, {totals['wrong'] / max(1, totals['queries']):.1%} wrong"
+    table.add_row("all", *(str(totals[key]) for key in ("queries", "right", "review", "wrong")), summary)
+    return table
+
+
+def _blank_zero(count: int) -> str:
+    return str(count) if count else "·"
+
+
+def _percentiles(values: Sequence[int]) -> str:
+    if len(values) < 2:
+        return "too few to say"
+    cuts = quantiles(values, n=100, method="inclusive")
+    return f"p50 {cuts[49]:.0f} ms, p99 {cuts[98]:.0f} ms"
+
+
+def _published(http_url: str) -> str:
+    with urllib.request.urlopen(f"{http_url}/metrics", timeout=5) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith("pointsman_published_total "):
+                return f"{float(line.split()[1]):.0f}"
+    return "none"

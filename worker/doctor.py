@@ -1,0 +1,112 @@
+"""What is wrong here: checks that a person would make by hand when a worker does not work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.app import address, check_redis, connect, open_classifier
+from worker.classifier import EngineError, ModelFileError
+from worker.classifier.engine import available_cores, system_info
+from worker.errors import Fatal
+from worker.recovery import backlog
+from worker.routing import Streams
+from worker.settings import PREFIX, Settings
+
+OLDEST_REDIS = (6, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check."""
+
+    ok: bool
+    what: str
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Make all checks; none of them changes anything in Redis but a key of its own, which it deletes."""
+    findings = [await asyncio.to_thread(_model, settings), Finding(True, "cpu", f"{available_cores()} cores to use; {system_info()}")]
+    redis = connect(settings)
+    try:
+        await check_redis(redis, address(redis))
+    except Fatal as error:
+        return [*findings, Finding(False, "redis", str(error))]
+    for what, check in (("redis", _version), ("permissions", _permissions), ("queue", _queue)):
+        findings.append(await _attempt(what, check, redis, settings))
+    await redis.aclose()
+    return findings
+
+
+def _model(settings: Settings) -> Finding:
+    try:
+        classifier = open_classifier(settings)
+    except (ModelFileError, EngineError, Fatal) as error:
+        return Finding(False, "model", str(error))
+    card = classifier.card
+    detail = (
+        f"{settings.model}: {card.name} {card.version}, {classifier.weight_format} from {card.base}, {len(card.labels)} labels, "
+        f"{len(card.probes)} probes reproduced"
+    )
+    classifier.close()
+    return Finding(True, "model", detail)
+
+
+async def _attempt(what: str, check: Callable[[Redis, Settings], Awaitable[str]], redis: Redis, settings: Settings) -> Finding:
+    try:
+        return Finding(True, what, await check(redis, settings))
+    except (RedisError, OSError, Fatal) as error:
+        return Finding(False, what, str(error))
+
+
+async def _version(redis: Redis, settings: Settings) -> str:
+    version = str((await redis.info("server"))["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        raise Fatal(f"Redis {version} at {address(redis)} is too old, 6.2 or newer is needed")
+    memory = await redis.info("memory")
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if memory.get("maxmemory") and policy != "noeviction":
+        raise Fatal(f"Redis evicts keys when memory is short (maxmemory-policy {policy}): queries could be lost, set noeviction")
+    return f"{version} at {address(redis)}"
+
+
+async def _permissions(redis: Redis, settings: Settings) -> str:
+    """Do on a key of our own what a worker does on its streams."""
+    key = f"{settings.namespace}:doctor"
+    await redis.delete(key)
+    await redis.xgroup_create(key, "doctor", id="0", mkstream=True)
+    await redis.xadd(key, {"text": "probe"})
+    await redis.xreadgroup("doctor", "doctor", {key: ">"}, count=1)
+    await redis.xautoclaim(key, "doctor", "doctor", min_idle_time=0, count=1)
+    await redis.eval("return redis.call('XPENDING', KEYS[1], 'doctor')", 1, key)
+    await redis.delete(key)
+    return "streams, consumer groups and scripts are allowed"
+
+
+async def _queue(redis: Redis, settings: Settings) -> str:
+    streams = Streams(settings.namespace)
+    if not await redis.exists(streams.queries):
+        return f"{streams.queries} does not exist yet; the first worker or producer makes it"
+    waiting = await backlog(redis, streams.queries, settings.group)
+    lag = "unknown (Redis before 7.0)" if waiting.lag is None else str(waiting.lag)
+    return f"{streams.queries}: lag {lag}, pending {waiting.pending}, dead letters {await redis.xlen(streams.dead)}"
+
+
+def shown_settings(settings: Settings) -> list[dict[str, str]]:
+    """Every setting with its variable, value and meaning; secrets masked."""
+    rows = []
+    for name, info in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = "**********" if isinstance(value, SecretStr) else "" if value is None else str(value)
+        rows.append({"variable": PREFIX + name.upper(), "value": shown, "meaning": info.description or ""})
+    return rows

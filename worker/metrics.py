@@ -1,0 +1,100 @@
+"""Every Prometheus series, in one place. The table in the docs is generated from here."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from worker.classifier import Decision, ModelCard
+from worker.errors import RejectReason
+from worker.routing import Outcome
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_LATENCY = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+class Metrics:
+    """The worker's series in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self._messages = Counter(
+            "pointsman_messages",
+            "Entries decided, by outcome (routed, review, dead) and label",
+            ["outcome", "label"],
+            registry=registry,
+        )
+        self._dead = Counter("pointsman_dead", "Entries sent to the dead stream, by reason", ["reason"], registry=registry)
+        self._published = Counter("pointsman_published", "Entries published and acknowledged", registry=registry)
+        self._duplicates = Counter(
+            "pointsman_duplicates", "Entries not published because another worker had done it", registry=registry
+        )
+        self._failed = Counter(
+            "pointsman_failed", "Entries left pending because classifying or delivering them failed", registry=registry
+        )
+        self._delivery_failed = Counter(
+            "pointsman_delivery_retries", "Batches that Redis could not take and that were tried again", registry=registry
+        )
+        self._reclaimed = Counter("pointsman_reclaimed", "Entries claimed from stuck or dead workers", registry=registry)
+        self._tokens = Counter("pointsman_tokens", "Query tokens computed, suffix included", registry=registry)
+        self._truncated = Counter("pointsman_truncated", "Queries cut because they were too long", registry=registry)
+        self._latency = Histogram(
+            "pointsman_latency_seconds",
+            "From the producer's XADD to the publication of the result, by Redis' clock",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self._stage = Histogram(
+            "pointsman_stage_seconds",
+            "Time in each stage: wait (one entry), classify and deliver (one batch)",
+            ["stage"],
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._batch = Histogram("pointsman_batch_size", "Queries classified in one call", buckets=_SIZES, registry=registry)
+        self._confidence = Histogram(
+            "pointsman_confidence", "Confidence of decisions, by label", ["label"], buckets=_SHARES, registry=registry
+        )
+        self._lag = Gauge("pointsman_stream_lag", "Entries not yet read by the group; NaN where Redis cannot say", registry=registry)
+        self._pending = Gauge("pointsman_pending", "Entries read by the group and not yet acknowledged", registry=registry)
+        self._model = Info("pointsman_model", "The model that decides", registry=registry)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stage.labels(stage).observe(seconds)
+
+    def batch(self, size: int) -> None:
+        self._batch.observe(size)
+
+    def decided(self, decision: Decision, outcome: Outcome) -> None:
+        self._messages.labels(outcome, decision.label).inc()
+        self._confidence.labels(decision.label).observe(decision.confidence)
+        self._tokens.inc(decision.tokens)
+        self._truncated.inc(decision.truncated)
+
+    def rejected(self, reason: RejectReason) -> None:
+        self._messages.labels("dead", "").inc()
+        self._dead.labels(reason).inc()
+
+    def delivered(self, latency_s: float) -> None:
+        self._published.inc()
+        self._latency.observe(latency_s)
+
+    def duplicate(self) -> None:
+        self._duplicates.inc()
+
+    def failed(self) -> None:
+        self._failed.inc()
+
+    def delivery_failed(self) -> None:
+        self._delivery_failed.inc()
+
+    def reclaimed(self, count: int) -> None:
+        self._reclaimed.inc(count)
+
+    def backlog(self, lag: int | None, pending: int) -> None:
+        self._lag.set(float("nan") if lag is None else lag)
+        self._pending.set(pending)
+
+    def model(self, card: ModelCard, weight_format: str) -> None:
+        self._model.info({"name": card.name, "version": card.version, "base": card.base, "format": weight_format})

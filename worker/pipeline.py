@@ -1,0 +1,180 @@
+"""The heart: read -> classify -> route -> deliver, and what each error means.
+
+`submit` takes entries in as they are read and waits while too many are in flight. `run` takes all that
+waits, up to a batch, and classifies it on the inference thread; meanwhile the next entries are read and the
+batch before is delivered. An entry is acknowledged by `delivery` alone, in the same script that publishes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+from redis.exceptions import RedisError
+
+from worker.classifier import Decision, ModelCard
+from worker.delivery import Delivered, Delivery, Duplicate
+from worker.errors import NotDelivered, Reject
+from worker.messages import Entry, Outgoing, Query, dead_fields, parse, routed_fields
+from worker.metrics import Metrics
+from worker.routing import Streams, route
+
+log = structlog.get_logger("pointsman.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a worker."""
+
+    batch_size: int
+    max_in_flight: int
+    max_text_bytes: int
+    max_deliveries: int
+
+
+class Pipeline:
+    """Entries in, published entries out. One event loop owns it."""
+
+    def __init__(
+        self,
+        classify: Callable[[Sequence[str]], list[Decision]],
+        card: ModelCard,
+        streams: Streams,
+        delivery: Delivery,
+        metrics: Metrics,
+        limits: Limits,
+        inference_thread: Executor,
+    ) -> None:
+        self._classify, self._card, self._streams = classify, card, streams
+        self._delivery, self._metrics, self._limits = delivery, metrics, limits
+        self._inference_thread = inference_thread
+        self._waiting: deque[tuple[Entry, float]] = deque()
+        self._in_flight: set[str] = set()
+        self._changed = asyncio.Condition()
+        self._closed = False
+        self._redis_refuses = False
+
+    async def submit(self, entries: Sequence[Entry]) -> None:
+        """Take entries in; returns once there is room for them. Those already in flight are not taken twice."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: not self._in_flight or len(self._in_flight) + len(entries) <= self._limits.max_in_flight
+            )
+            now = time.perf_counter()
+            for entry in entries:
+                if entry.id not in self._in_flight:
+                    self._in_flight.add(entry.id)
+                    self._waiting.append((entry, now))
+            self._changed.notify_all()
+
+    async def run(self) -> None:
+        """Work until `close` was called and nothing is in flight any more."""
+        delivering: asyncio.Task[None] | None = None
+        while batch := await self._next_batch():
+            outgoing = await self._decide(batch)
+            if delivering is not None:
+                await delivering
+            delivering = asyncio.create_task(self._deliver(outgoing))
+        if delivering is not None:
+            await delivering
+
+    async def close(self) -> None:
+        """Let `run` end once everything submitted is delivered."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def _next_batch(self) -> list[Entry]:
+        """All that waits, at most `batch_size`; empty once closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._waiting or self._closed)
+            now, batch = time.perf_counter(), []
+            while self._waiting and len(batch) < self._limits.batch_size:
+                entry, since = self._waiting.popleft()
+                self._metrics.stage("wait", now - since)
+                batch.append(entry)
+            return batch
+
+    async def _decide(self, batch: Sequence[Entry]) -> list[Outgoing]:
+        outgoing, queries = [], []
+        for entry in batch:
+            try:
+                queries.append(self._accept(entry))
+            except Reject as reject:
+                self._metrics.rejected(reject.reason)
+                log.warning("entry rejected", entry=entry.id, reason=reject.reason, detail=reject.detail)
+                outgoing.append(Outgoing(entry, self._streams.dead, dead_fields(entry, reject)))
+        for query, decision in await self._classify_all(queries):
+            destination = route(decision, self._card, self._streams)
+            self._metrics.decided(decision, destination.outcome)
+            fields = routed_fields(query.entry, decision, self._card.version)
+            outgoing.append(Outgoing(query.entry, destination.stream, fields))
+        return outgoing
+
+    def _accept(self, entry: Entry) -> Query:
+        if entry.deliveries > self._limits.max_deliveries:
+            raise Reject("poison", f"delivered {entry.deliveries - 1} times and never finished")
+        return parse(entry, max_text_bytes=self._limits.max_text_bytes)
+
+    async def _classify_all(self, queries: Sequence[Query]) -> list[tuple[Query, Decision]]:
+        """Classify on the inference thread. A batch that fails is tried one by one; what fails again stays pending."""
+        if not queries:
+            return []
+        self._metrics.batch(len(queries))
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        try:
+            texts = [query.text for query in queries]
+            decisions = await loop.run_in_executor(self._inference_thread, self._classify, texts)
+        except Exception:
+            log.exception("classification failed", entries=len(queries))
+            if len(queries) == 1:
+                self._metrics.failed()
+                await self._leave_pending([queries[0].entry.id])
+                return []
+            return [pair for query in queries for pair in await self._classify_all([query])]
+        self._metrics.stage("classify", time.perf_counter() - started)
+        return list(zip(queries, decisions, strict=True))
+
+    async def _deliver(self, batch: Sequence[Outgoing]) -> None:
+        """Hand over, trying again for as long as Redis cannot; what it refuses for good stays pending."""
+        delay_s, started = 0.1, time.perf_counter()
+        while batch:
+            try:
+                results = await self._delivery.deliver(batch)
+                break
+            except (RedisError, OSError) as error:
+                if not self._redis_refuses:
+                    log.error("Redis does not take results, trying again", error=str(error), entries=len(batch))
+                self._redis_refuses = True
+                self._metrics.delivery_failed()
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+                delay_s = min(2 * delay_s, 5.0)
+        else:
+            return
+        if self._redis_refuses:
+            log.info("Redis takes results again")
+            self._redis_refuses = False
+        for outgoing, result in zip(batch, results, strict=True):
+            match result:
+                case Delivered():
+                    self._metrics.delivered(result.latency_ms / 1000)
+                case Duplicate():
+                    self._metrics.duplicate()
+                case NotDelivered():
+                    self._metrics.failed()
+                    log.error("Redis refused an entry", entry=outgoing.entry.id, stream=outgoing.stream, error=str(result))
+        self._metrics.stage("deliver", time.perf_counter() - started)
+        await self._leave_pending([outgoing.entry.id for outgoing in batch])
+
+    async def _leave_pending(self, ids: Sequence[str]) -> None:
+        """No longer in flight here: delivered, or Redis' to give out again."""
+        async with self._changed:
+            self._in_flight.difference_update(ids)
+            self._changed.notify_all()

@@ -1,0 +1,73 @@
+"""What dies is taken over: lost groups, stuck entries, and what a stopping worker leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from worker.messages import Entry
+
+_LEAVE = """
+if #redis.call("XPENDING", KEYS[1], ARGV[1], "-", "+", 1, ARGV[2]) == 0 then
+  return redis.call("XGROUP", "DELCONSUMER", KEYS[1], ARGV[1], ARGV[2])
+end
+return -1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much work waits for a group."""
+
+    lag: int | None
+    """Entries never read by the group; None where Redis (before 7.0, or after XDEL) cannot say."""
+    pending: int
+
+
+async def ensure_group(redis: Redis, queries: str, group: str) -> bool:
+    """Make the group at id 0, so that what was queued before is not skipped. True if it was missing."""
+    try:
+        await redis.xgroup_create(queries, group, id="0", mkstream=True)
+    except ResponseError as error:
+        if "BUSYGROUP" in str(error):
+            return False
+        raise
+    return True
+
+
+async def claim_stuck(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int, count: int) -> list[Entry]:
+    """Claim entries that no one has touched for `idle_ms`, with how often they were delivered."""
+    _, claimed, *_ = await redis.xautoclaim(queries, group, consumer, min_idle_time=idle_ms, start_id="0-0", count=count)
+    if not claimed:
+        return []
+    ids = [entry_id for entry_id, _ in claimed]
+    rows = await redis.xpending_range(queries, group, min=ids[0], max=ids[-1], count=10_000, consumername=consumer)
+    deliveries = {row["message_id"]: int(row["times_delivered"]) for row in rows}
+    return [Entry(entry_id.decode(), fields, deliveries.get(entry_id, 1)) for entry_id, fields in claimed]
+
+
+async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int) -> int:
+    """Let others claim at once what this consumer still holds, and leave the group if that is nothing.
+
+    Returns the number of entries released. Their delivery count stays as it is: no fault of theirs.
+    """
+    released = 0
+    start = "-"
+    while rows := await redis.xpending_range(queries, group, min=start, max="+", count=500, consumername=consumer):
+        ids = [row["message_id"] for row in rows]
+        await redis.xclaim(queries, group, consumer, min_idle_time=0, message_ids=ids, idle=idle_ms, justid=True)
+        released += len(ids)
+        start = f"({ids[-1].decode()}"
+    await redis.eval(_LEAVE, 1, queries, group, consumer)
+    return released
+
+
+async def backlog(redis: Redis, queries: str, group: str) -> Backlog:
+    """Lag and pending of a group; (None, 0) if there is no such group."""
+    for row in await redis.xinfo_groups(queries):
+        if row["name"] in (group, group.encode()):
+            lag = row.get("lag")
+            return Backlog(None if lag is None else int(lag), int(row["pending"]))
+    return Backlog(None, 0)

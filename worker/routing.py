@@ -1,0 +1,68 @@
+"""Policy: a decision -> a destination stream. Pure.
+
+Two things send a query to review: the model's own out-of-scope label, and a confidence below the label's
+threshold. Both were measured (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.classifier import Decision, ModelCard
+
+Outcome = Literal["routed", "review", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The names of all streams. In Redis Cluster the namespace is a hash tag, such as `{pointsman}`."""
+
+    namespace: str = "pointsman"
+
+    @property
+    def queries(self) -> str:
+        return f"{self.namespace}:queries"
+
+    @property
+    def review(self) -> str:
+        return f"{self.namespace}:review"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.namespace}:dead"
+
+    def topic(self, label: str) -> str:
+        """The stream of one label: lower case, words joined by '-'."""
+        return f"{self.namespace}:topic:{slug(label)}"
+
+
+def slug(label: str) -> str:
+    return re.sub(r"[^\w]+", "-", label.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a query goes, and which kind of place that is."""
+
+    stream: str
+    outcome: Outcome
+
+
+def check_topics(card: ModelCard, streams: Streams) -> None:
+    """Raises ValueError if two labels of the model would share one stream."""
+    seen: dict[str, str] = {}
+    for name in card.labels.names:
+        topic = streams.topic(name)
+        if topic in seen:
+            raise ValueError(f"labels {seen[topic]!r} and {name!r} would both be published to {topic}: rename one")
+        seen[topic] = name
+
+
+def route(decision: Decision, card: ModelCard, streams: Streams) -> Destination:
+    """The label's topic; review where the query is out of scope or the model is unsure."""
+    unsure = decision.confidence < card.calibration.threshold_of(decision.label)
+    if unsure or decision.label == card.labels.out_of_scope:
+        return Destination(streams.review, "review")
+    return Destination(streams.topic(decision.label), "routed")

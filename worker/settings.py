@@ -1,0 +1,97 @@
+"""Every knob, in one tree. Environment variables have the prefix POINTSMAN_; unknown ones are refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+PREFIX = "POINTSMAN_"
+
+
+class Settings(BaseSettings):
+    """All settings of a worker, with their defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    redis_url: Annotated[SecretStr, Field(description="Redis, such as redis://user:password@host:6379/0 or rediss:// for TLS")] = (
+        SecretStr("redis://127.0.0.1:6379")
+    )
+    redis_timeout_s: Annotated[float, Field(gt=0, description="Longest wait for a connection or an answer")] = 5.0
+    model: Annotated[Path, Field(description="The Pointsman GGUF")] = Path("models/household.gguf")
+    model_sha256: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$", description="Refuse the model unless it has this hash")] = (
+        None
+    )
+    namespace: Annotated[str, Field(min_length=1, description="Prefix of all streams; {braced} in Redis Cluster")] = "pointsman"
+    group: Annotated[str, Field(min_length=1, description="Consumer group that all workers share")] = "routers"
+    consumer: Annotated[str, Field(min_length=1, description="Name of this worker in the group; unique")] = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=256, description="Most queries classified in one call")] = 32
+    max_in_flight: Annotated[int, Field(ge=1, description="Most entries read and not yet delivered")] = 128
+    max_text_bytes: Annotated[int, Field(ge=1, description="Longer texts go to the dead stream")] = 65_536
+    max_query_tokens: Annotated[int, Field(ge=8, le=1024, description="Longer queries lose their middle and are flagged")] = 256
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads of llama.cpp; all cores this process may use if unset")] = None
+    n_gpu_layers: Annotated[int, Field(ge=-1, description="Layers on the GPU, -1 for all; ignored by a CPU build")] = -1
+    retention: Annotated[Literal["keep", "delete"], Field(description="Whether routed entries stay in the stream of queries")] = "keep"
+    claim_after_s: Annotated[float, Field(gt=0, description="An entry idle for so long is taken over from its worker")] = 60.0
+    claim_every_s: Annotated[float, Field(gt=0, description="How often to look for such entries")] = 5.0
+    batch_timeout_s: Annotated[float, Field(gt=0, description="The longest that one batch may take; bounds claim_after_s")] = 10.0
+    max_deliveries: Annotated[int, Field(ge=1, description="An entry delivered more often is poison and goes to the dead stream")] = 5
+    drain_timeout_s: Annotated[float, Field(gt=0, description="At SIGTERM, how long to finish what is in flight")] = 20.0
+    http_host: Annotated[str, Field(description="Address of /metrics, /healthz, /readyz, /asyncapi")] = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535, description="Port of the same; 0 picks a free one")] = 8080
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least severity logged")] = "info"
+    log_format: Annotated[Literal["auto", "json", "console"], Field(description="auto: console on a terminal, else json")] = "auto"
+    embedded_redis: Annotated[Path | None, Field(description="Start a Redis of one's own that keeps its data in this directory")] = None
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespace_is_printable(cls, value: str) -> str:
+        if any(char.isspace() or not char.isprintable() for char in value):
+            raise ValueError("must not hold white space or control characters")
+        return value
+
+    @model_validator(mode="after")
+    def _claiming_spares_the_busy(self) -> Self:
+        batches = -(-self.max_in_flight // self.batch_size) + 2
+        longest_s = batches * self.batch_timeout_s
+        if self.claim_after_s < longest_s:
+            raise ValueError(
+                f"claim_after_s ({self.claim_after_s:g}) is shorter than {longest_s:g} s, which a healthy worker may take for what "
+                f"it holds ({batches} batches of at most batch_timeout_s): others would claim its entries. Raise claim_after_s, "
+                "or lower max_in_flight or batch_timeout_s"
+            )
+        return self
+
+
+def load_settings(environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+    """Settings from the environment and, before it, the command line; None among `overrides` means not given.
+
+    Raises:
+        SettingsError: lists every unknown, malformed or contradictory setting.
+    """
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    problems = []
+    for variable in environment:
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            close = difflib.get_close_matches(variable.upper(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; `pointsman doctor` lists all"
+            problems.append(f"{variable} is not a setting{hint}")
+    try:
+        settings = Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            where = PREFIX + str(problem["loc"][0]).upper() + ": " if problem["loc"] else ""
+            problems.append(where + problem["msg"].removeprefix("Value error, "))
+    if problems:
+        raise SettingsError("bad settings:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return settings
