@@ -91,7 +91,7 @@ def build(
     adapter: Adapter | None,
     metadata: Mapping[str, Any],
     output: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
     """Write the model file, atomically: it is there complete or not at all.
 

@@ -47,6 +47,8 @@ def run(recipe: Annotated[Path, typer.Argument(help="A recipe, such as trainer/r
         def step(done: int, total: int, loss: float | None) -> None:
             shown = "training" if loss is None else f"training, loss {loss:.3f}"
             bar.update(task, completed=done, total=total, description=shown)
+            if not console.is_terminal and done % max(1, total // 10) == 0:
+                console.print(f"{shown}, step {done} of {total}")
 
         metadata = pipeline.run(loaded, console.print, step)
     test = metadata["evaluation"]["test"]

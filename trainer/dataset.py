@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections import Counter, defaultdict
@@ -44,7 +45,7 @@ def load_examples(path: Path) -> list[Example]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
     if path.suffix == ".csv":
-        fields, rows = ("text", "label"), _csv_rows(content)
+        fields, rows = ("text", "label"), _csv_rows(content, path)
     else:
         fields, rows = ("input", "output"), _json_rows(content, path)
     examples, problems = [], []
@@ -65,8 +66,11 @@ def load_examples(path: Path) -> list[Example]:
     return examples
 
 
-def _csv_rows(content: str) -> Iterator[tuple[int, Any]]:
-    return enumerate(csv.DictReader(content.splitlines(keepends=True)), start=2)
+def _csv_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:
+    try:  # a file, not splitlines(): that also splits at U+2028 and the like
+        yield from enumerate(csv.DictReader(io.StringIO(content, newline="")), start=2)
+    except csv.Error as error:
+        raise DataError(f"{path} is not CSV: {error}") from error
 
 
 def _json_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:
@@ -76,7 +80,7 @@ def _json_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path} is not a JSON array: {error}") from error
         return
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -109,7 +113,7 @@ def split(examples: Sequence[Example], *, seed: int, validation: float, test: fl
     groups: dict[str, list[list[Example]]] = defaultdict(list)
     for cluster in near_duplicate_clusters([example.text for example in examples]):
         members = [examples[index] for index in cluster]
-        groups[members[0].label].append(members)
+        groups[min(member.label for member in members)].append(members)
 
     def place(members: list[Example]) -> str:
         first = min(" ".join(words(example.text)) for example in members)
@@ -177,7 +181,7 @@ _LITTLE_WORDS = frozenset(
     "where why how which whose is are was were be been being am do does did done have has had can could should would "
     "will shall may might must not no any some of in on at to for from by with about into over under after before since "
     "until during between up down out off and or but if so than then there here just only also still ever never last "
-    "next first again too very much many more most long often all every each both one two get got need want time".split()
+    "next first again too very much many more most long often all every each both one two get got need want time".split()  # noqa: SIM905
 )
 
 

@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def decide(
-    classifier: Classifier, examples: Sequence[Example], progress: Callable[[int], None] = lambda done: None
+    classifier: Classifier, examples: Sequence[Example], progress: Callable[[int], None] = lambda _: None
 ) -> list[Decision]:
     """The model's decision for every example; `progress` gets the number done so far."""
     decisions: list[Decision] = []

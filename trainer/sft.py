@@ -65,7 +65,7 @@ def train_adapter(
     settings = recipe.training
     transformers.set_seed(settings.seed)
     on_gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.bfloat16, attn_implementation="eager")
     _forget_quantisation(model)
     tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -144,10 +144,10 @@ class _Report(TrainerCallback):  # type: ignore[misc]
         self._progress = progress
         self._loss: float | None = None
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         self._loss = (logs or {}).get("loss", self._loss)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         self._progress(state.global_step, state.max_steps, self._loss)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -47,7 +47,7 @@ class Listening:
     redis_url: str
 
 
-async def serve(settings: Settings, classifier: Classifier, on_listening: Callable[[Listening], None] = lambda at: None) -> None:
+async def serve(settings: Settings, classifier: Classifier, on_listening: Callable[[Listening], None] = lambda _: None) -> None:
     """Run a worker until SIGTERM or SIGINT, then finish what is in flight.
 
     Raises:
@@ -88,7 +88,8 @@ def _bind(settings: Settings) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         where = f"{settings.http_host}:{settings.http_port}"
-        raise Fatal(f"cannot listen on {where} ({error}): set POINTSMAN_HTTP_PORT or POINTSMAN_HTTP_HOST, port 0 picks a free one") from error
+        hint = "set POINTSMAN_HTTP_PORT or POINTSMAN_HTTP_HOST, port 0 picks a free one"
+        raise Fatal(f"cannot listen on {where} ({error}): {hint}") from error
     return listener
 
 
@@ -197,7 +198,7 @@ class Worker:
         subscriber = broker.subscriber(
             stream=source,
             ack_policy=AckPolicy.MANUAL,
-            parser=_leave_unparsed,
+            parser=self._leave_unparsed,
             decoder=_leave_undecoded,
             title="queries",
             description="Plain fields, of which `text` is the query, or FastStream's envelope.",
@@ -214,6 +215,10 @@ class Worker:
         for name in (*names, self.streams.review, self.streams.dead):
             broker.publisher(stream=name, title=name, description="The producer's fields and the decision in `pointsman.*` fields.")
         return broker, subscriber
+
+    async def _leave_unparsed(self, message: Any) -> RedisBatchStreamMessage:
+        """FastStream's own parser decodes a whole batch at once, so one bad entry would fail its neighbours."""
+        return RedisBatchStreamMessage(raw_message=message, body=b"", consumer=cast("Any", self.redis), group=self.settings.group)
 
     def _make_app(self) -> AsgiFastStream:
         specification = AsyncAPI(title="Pointsman", version=__version__, description="Routes queries to their category's stream.")
@@ -314,10 +319,5 @@ class Worker:
         self._inference_thread.shutdown()
 
 
-async def _leave_unparsed(message: Any) -> RedisBatchStreamMessage:
-    """FastStream's own parser decodes a whole batch at once, so one bad entry would fail its neighbours."""
-    return RedisBatchStreamMessage(raw_message=message, body=b"")
-
-
-async def _leave_undecoded(message: Any) -> None:
+async def _leave_undecoded(_message: Any) -> None:
     return None

@@ -12,13 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker import __version__, doctor as diagnosis
+from worker import __version__
+from worker import doctor as diagnosis
 from worker.app import Listening, address, check_redis, connect, open_classifier, serve
 from worker.classifier import Decision, EngineError, ModelFileError
 from worker.dead_letters import dead_letters, replay
@@ -81,12 +83,12 @@ def run(
 
 
 def _announce(at: Listening) -> None:
-    err.print(f"routing; metrics at {at.http_url}/metrics", highlight=False)
+    structlog.get_logger("pointsman").info("routing", metrics=f"{at.http_url}/metrics")
 
 
 def _announce_with_commands(at: Listening) -> None:
     _announce(at)
-    command = f"POINTSMAN_REDIS_URL={at.redis_url} {Path(sys.executable).parent.name and sys.executable} -m worker"
+    command = f"POINTSMAN_REDIS_URL={at.redis_url} {sys.executable} -m worker"
     err.print(
         "\nIn other terminals:\n"
         f'  {command} send "My pool pump is humming"\n'
@@ -140,7 +142,8 @@ def send(
         redis = connect(settings)
         await check_redis(redis, address(redis))
         for text in texts or _stdin_lines():
-            entry_id = (await redis.xadd(streams.queries, {"text": text})).decode()
+            raw_id: Any = await redis.xadd(streams.queries, {"text": text})
+            entry_id = raw_id.decode()
             print(json.dumps({"id": entry_id, "stream": streams.queries}) if as_json else entry_id, flush=True)
         await redis.aclose()
 

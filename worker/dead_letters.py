@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
@@ -42,10 +43,12 @@ class DeadLetter:
         return original.get(TEXT_FIELD, original.get(ENVELOPE_FIELD, b"")).decode("utf-8", errors="replace")
 
 
-async def dead_letters(redis: Redis, streams: Streams, *, reason: str | None = None, only_id: str | None = None) -> AsyncIterator[DeadLetter]:
+async def dead_letters(
+    redis: Redis, streams: Streams, *, reason: str | None = None, only_id: str | None = None
+) -> AsyncIterator[DeadLetter]:
     """All dead letters from the oldest on, or those of one reason or id."""
     start = only_id or "-"
-    while rows := await redis.xrange(streams.dead, min=start, max=only_id or "+", count=PAGE):
+    while rows := cast(Any, await redis.xrange(streams.dead, min=start, max=only_id or "+", count=PAGE)):
         for entry_id, fields in rows:
             letter = DeadLetter(
                 entry_id.decode(),

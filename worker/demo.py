@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 from redis.asyncio import Redis
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -31,6 +33,7 @@ ONE_BY_ONE = 60
 BURST = 100
 PATIENCE_S = 60.0
 STREAMS = Streams()
+OUT_OF_SCOPE = "out_of_scope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,32 +175,30 @@ async def _wait(redis: Redis, positions: dict[str, str], arrivals: Arrivals, num
 
 
 async def _read(redis: Redis, positions: dict[str, str]) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
-    found = await redis.xread(positions, block=100)
+    found: Any = await redis.xread({**positions}, block=100)
     return [(name.decode(), entries) for name, entries in found or []]
 
 
 def _routes(samples: Sequence[Sample], arrivals: Arrivals, labels: Sequence[str]) -> Table:
-    table = Table(title="where the queries went")
-    for column in ("category", "queries", "right topic", "to review", "wrong topic", "confused with"):
-        table.add_column(column, justify="left" if column in ("category", "confused with") else "right")
+    table = Table(title="where the queries went", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("category", "queries", "right", "to review", "wrong", "went to instead"):
+        table.add_column(column, justify="left" if column in ("category", "went to instead") else "right", no_wrap=True)
     totals: Counter[str] = Counter()
     for label in (*labels, *([None] if any(s.label is None for s in samples) else [])):
         numbers = [n for n, sample in enumerate(samples) if sample.label == label]
         went = Counter(arrivals.streams[n][0] for n in numbers if arrivals.streams[n])
         right = went.pop(STREAMS.topic(label), 0) if label is not None else 0
         review = went.pop(STREAMS.review, 0)
-        if label == "out_of_scope":
+        if label == OUT_OF_SCOPE:
             right, review = review, 0
         wrong = sum(went.values())
-        counts = {"queries": len(numbers), "right": right, "review": review, "wrong": wrong}
-        totals.update(counts)
+        totals.update({"queries": len(numbers), "right": right, "review": review, "wrong": wrong})
         others = ", ".join(f"{name.rpartition(':')[2]} {count}" for name, count in went.most_common(3))
-        name = "out_of_scope (review is right)" if label == "out_of_scope" else label or "(no label given)"
-        table.add_row(name, *(_blank_zero(counts[key]) for key in ("queries", "right", "review", "wrong")), others)
+        table.add_row(label or "(not labelled)", *map(_blank_zero, (len(numbers), right, review, wrong)), others)
     table.add_section()
-    share = totals["right"] / max(1, totals["queries"])
-    summary = f"{share:.1%} right, {totals['wrong'] / max(1, totals['queries']):.1%} wrong"
-    table.add_row("all", *(str(totals[key]) for key in ("queries", "right", "review", "wrong")), summary)
+    table.add_row("all", *(str(totals[key]) for key in ("queries", "right", "review", "wrong")), "")
+    if OUT_OF_SCOPE in labels:
+        table.caption = f"right for {OUT_OF_SCOPE} is the review stream"
     return table
 
 

@@ -69,7 +69,7 @@ async def _attempt(what: str, check: Callable[[Redis, Settings], Awaitable[str]]
         return Finding(False, what, str(error))
 
 
-async def _version(redis: Redis, settings: Settings) -> str:
+async def _version(redis: Redis, _settings: Settings) -> str:
     version = str((await redis.info("server"))["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         raise Fatal(f"Redis {version} at {address(redis)} is too old, 6.2 or newer is needed")

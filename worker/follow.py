@@ -57,7 +57,8 @@ async def follow(redis: Redis, streams: Streams, *, from_start: bool) -> AsyncIt
             for name in names - positions.keys():
                 positions[name] = await _last_id(redis, name) if first and not from_start else "0-0"
             first, looked_at = False, time.monotonic()
-        for raw_name, entries in await redis.xread(positions, count=100, block=500) or []:
+        found: Any = await redis.xread({**positions}, count=100, block=500)
+        for raw_name, entries in found or []:
             name = raw_name.decode()
             for entry_id, fields in entries:
                 positions[name] = entry_id.decode()
@@ -65,8 +66,8 @@ async def follow(redis: Redis, streams: Streams, *, from_start: bool) -> AsyncIt
 
 
 async def _last_id(redis: Redis, stream: str) -> str:
-    newest = await redis.xrevrange(stream, count=1)
-    return newest[0][0].decode() if newest else "0-0"
+    newest: Any = await redis.xrevrange(stream, count=1)
+    return str(newest[0][0].decode()) if newest else "0-0"
 
 
 def _literal(pattern: str) -> str:

@@ -46,7 +46,7 @@ class Health:
 def endpoint(checks: Callable[[], dict[str, bool]]) -> AsgiApp:
     """An ASGI app that answers 200 if all checks hold and 503 if not, with the checks as JSON."""
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
         results = checks()
         body = json.dumps(results).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from struct import error as StructError
-from struct import unpack_from
 
 from worker.classifier import Decision
 from worker.errors import Reject
@@ -113,16 +112,16 @@ def _open_envelope(envelope: bytes, max_text_bytes: int) -> bytes:
 def _read_binary_envelope(envelope: bytes) -> tuple[bytes, str]:
     """Body and content type. Layout: magic, version (u16), header offset and body offset (u32), headers, body."""
     try:
-        version, headers_at, body_at = unpack_from(">HII", envelope, len(_BINARY_ENVELOPE))
+        version, headers_at, body_at = struct.unpack_from(">HII", envelope, len(_BINARY_ENVELOPE))
         if version != 1 or body_at > len(envelope):
             raise ValueError("unknown version or truncated")
-        (count,) = unpack_from(">H", envelope, headers_at)
+        (count,) = struct.unpack_from(">H", envelope, headers_at)
         position, strings = headers_at + 2, []
         for _ in range(2 * count):
-            (length,) = unpack_from(">H", envelope, position)
+            (length,) = struct.unpack_from(">H", envelope, position)
             strings.append(envelope[position + 2 : position + 2 + length].decode())
             position += 2 + length
-    except (StructError, ValueError) as error:
+    except (struct.error, ValueError) as error:
         raise Reject("wrong_type", "field '__data__' is a damaged FastStream binary envelope") from error
     headers = dict(zip(strings[::2], strings[1::2], strict=True))
     return envelope[body_at:], headers.get("content-type", "")

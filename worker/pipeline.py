@@ -94,7 +94,8 @@ class Pipeline:
         """All that waits, at most `batch_size`; empty once closed."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)
-            now, batch = time.perf_counter(), []
+            now = time.perf_counter()
+            batch: list[Entry] = []
             while self._waiting and len(batch) < self._limits.batch_size:
                 entry, since = self._waiting.popleft()
                 self._metrics.stage("wait", now - since)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -56,7 +57,7 @@ async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle
     released = 0
     start = "-"
     while rows := await redis.xpending_range(queries, group, min=start, max="+", count=500, consumername=consumer):
-        ids = [row["message_id"] for row in rows]
+        ids: list[Any] = [row["message_id"] for row in rows]
         await redis.xclaim(queries, group, consumer, min_idle_time=0, message_ids=ids, idle=idle_ms, justid=True)
         released += len(ids)
         start = f"({ids[-1].decode()}"

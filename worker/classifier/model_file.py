@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def parse_card(metadata: Mapping[str, str], source: str) -> ModelCard:
         raise ModelFileError(f"{source} lacks metadata: {', '.join(f'pointsman.{key}' for key in missing)}. Build it again.")
     try:
         values = {key: json.loads(metadata[f"pointsman.{key}"]) for key in KEYS}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{source}: Pointsman metadata is not JSON ({error}). Build it again.") from error
     if values["format"] != FORMAT:
         raise ModelFileError(
@@ -82,7 +83,7 @@ def parse_card(metadata: Mapping[str, str], source: str) -> ModelCard:
         )
     try:
         return _card(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFileError(f"{source}: Pointsman metadata is malformed ({type(error).__name__}: {error}).") from error
 
 
@@ -91,7 +92,7 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
         tuple(Label(str(row["name"]), str(row["description"]), str(row["code"])) for row in values["labels"]["labels"]),
         values["labels"].get("out_of_scope"),
     )
-    probes = tuple(Probe(row["text"], row["label"], float(row["probability"])) for row in values["probes"]["probes"])
+    probes = tuple(Probe(str(row["text"]), str(row["label"]), float(row["probability"])) for row in values["probes"]["probes"])
     unknown = sorted({probe.label for probe in probes} - set(labels.names))
     if unknown:
         raise ValueError(f"probes name unknown labels: {', '.join(unknown)}")
@@ -199,11 +200,9 @@ def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False, sha256:
 def _metadata(handle: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for index in range(llama_cpp.llama_model_meta_count(handle)):
-        key = _read(lambda buffer, size, i=index: llama_cpp.llama_model_meta_key_by_index(handle, i, buffer, size))
+        key = _read(partial(llama_cpp.llama_model_meta_key_by_index, handle, index))
         if key.startswith(("pointsman.", "general.")):
-            found[key] = _read(
-                lambda buffer, size, i=index: llama_cpp.llama_model_meta_val_str_by_index(handle, i, buffer, size)
-            )
+            found[key] = _read(partial(llama_cpp.llama_model_meta_val_str_by_index, handle, index))
     return found
 
 

@@ -1,0 +1,116 @@
+"""The untuned base under the same labels, prompted with their names: what fine-tuning is worth.
+
+Two ways of asking. Free: the model writes up to 24 tokens, greedily, and the answer counts if it is a label
+and nothing else. Constrained: the worker's own engine chooses among the label names, exactly.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import llama_cpp
+
+from trainer.build import build
+from trainer.dataset import Example
+from worker.classifier import Classifier, ModelCard
+from worker.classifier.model_file import FORMAT
+
+Kind = Literal["label", "preamble", "invented"]
+ANSWER_TOKENS = 24
+
+
+def baseline(card: ModelCard, base: Path, examples: Sequence[Example], advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Ask the base both ways about every example; figures for each, with the failures counted by kind."""
+    return {
+        "n": len(examples),
+        "base": card.base,
+        "free": _free(card, base, examples, advance),
+        "constrained": _constrained(card, base, examples, advance),
+    }
+
+
+def question_prefix(card: ModelCard) -> str:
+    """The prompt that a person would write: the task, every label with its description, ChatML."""
+    listed = "\n".join(f"- {label.name}: {label.description}" for label in card.labels.labels)
+    return (
+        "<|im_start|>system\nYou sort messages into categories. Answer with the name of one category and nothing else.\n"
+        f"Categories:\n{listed}<|im_end|>\n<|im_start|>user\n"
+    )
+
+
+QUESTION_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def judge(answer: str, names: Sequence[str]) -> tuple[str | None, Kind]:
+    """The label that a free answer gives, and what kind of answer it is.
+
+    Exactly a label counts (case and final punctuation aside); a label among other words is a preamble or
+    explanation, its first label taken as meant; anything else is an invented label.
+    """
+    clean = answer.strip().strip(".\"'*` ").lower()
+    for name in names:
+        if clean == name.lower():
+            return name, "label"
+    found = [(match.start(), name) for name in names if (match := re.search(rf"\b{re.escape(name.lower())}\b", answer.lower()))]
+    return (min(found)[1], "preamble") if found else (None, "invented")
+
+
+def _free(card: ModelCard, base: Path, examples: Sequence[Example], advance: Callable[[], None]) -> dict[str, Any]:
+    model = llama_cpp.Llama(str(base), n_ctx=2048, verbose=False)
+    prefix = model.tokenize(question_prefix(card).encode(), add_bos=False, special=True)
+    suffix = model.tokenize(QUESTION_SUFFIX.encode(), add_bos=False, special=True)
+    right, kinds, used = 0, Counter[Kind](), Counter[str]()
+    for example in examples:
+        query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:512]
+        answer = model.create_completion(prefix + query + suffix, max_tokens=ANSWER_TOKENS, temperature=0.0)
+        label, kind = judge(answer["choices"][0]["text"], card.labels.names)
+        kinds[kind] += 1
+        used[label or "(invented)"] += 1
+        right += kind == "label" and label == example.label
+        advance()
+    model.close()
+    return _figures(right, kinds, used, len(examples))
+
+
+def _constrained(card: ModelCard, base: Path, examples: Sequence[Example], advance: Callable[[], None]) -> dict[str, Any]:
+    metadata = {
+        "format": FORMAT,
+        "labels": {
+            "labels": [{"name": label.name, "description": label.description, "code": label.name} for label in card.labels.labels],
+            "out_of_scope": card.labels.out_of_scope,
+        },
+        "prompt": {"prefix": question_prefix(card), "suffix": QUESTION_SUFFIX},
+        "calibration": {"temperature": 1.0, "threshold": 0.0, "thresholds": {}},
+        "evaluation": {},
+        "probes": {"tolerance": 0.1, "probes": []},
+        "training": {"name": f"{card.name} untuned", "version": "untuned", "base": card.base},
+    }
+    right, used = 0, Counter[str]()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "untuned.gguf"
+        build(base, None, metadata, path)
+        classifier = Classifier.open(path)
+        for start in range(0, len(examples), 32):
+            chunk = examples[start : start + 32]
+            for example, decision in zip(chunk, classifier.classify([e.text for e in chunk]), strict=True):
+                used[decision.label] += 1
+                right += decision.label == example.label
+                advance()
+        classifier.close()
+    return _figures(right, Counter[Kind]({"label": len(examples)}), used, len(examples))
+
+
+def _figures(right: int, kinds: Counter[Kind], used: Counter[str], n: int) -> dict[str, Any]:
+    label, count = used.most_common(1)[0]
+    return {
+        "right": right,
+        "accuracy": round(right / n, 4),
+        "preamble": kinds["preamble"],
+        "invented": kinds["invented"],
+        "most_used": {"label": label, "share": round(count / n, 4)},
+    }
