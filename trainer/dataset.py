@@ -181,7 +181,7 @@ _LITTLE_WORDS = frozenset(
     "where why how which whose is are was were be been being am do does did done have has had can could should would "
     "will shall may might must not no any some of in on at to for from by with about into over under after before since "
     "until during between up down out off and or but if so than then there here just only also still ever never last "
-    "next first again too very much many more most long often all every each both one two get got need want time".split()  # noqa: SIM905
+    "next first again too very much many more most long often all every each both one two get got need want time".split()
 )
 
 

@@ -45,16 +45,12 @@ class Evaluation:
             "reviewed": round(self.reviewed, 4),
             "routed_accuracy": round(self.routed_accuracy, 4),
             "out_of_scope_recall": None if self.out_of_scope_recall is None else round(self.out_of_scope_recall, 4),
-            "per_label": {
-                label: {name: round(value, 4) for name, value in row.items()} for label, row in self.per_label.items()
-            },
+            "per_label": {label: {name: round(value, 4) for name, value in row.items()} for label, row in self.per_label.items()},
             "confusions": [{"label": a, "given": b, "count": count} for a, b, count in self.confusions],
         }
 
 
-def decide(
-    classifier: Classifier, examples: Sequence[Example], progress: Callable[[int], None] = lambda _: None
-) -> list[Decision]:
+def decide(classifier: Classifier, examples: Sequence[Example], progress: Callable[[int], None] = lambda _: None) -> list[Decision]:
     """The model's decision for every example; `progress` gets the number done so far."""
     decisions: list[Decision] = []
     for start in range(0, len(examples), CHUNK):

@@ -66,18 +66,13 @@ def _tokens(recipe: Recipe, vocabulary: LoadedModel, codes: Sequence[str], examp
 
     prefix = vocabulary.tokenize(recipe.prompt.prefix, parse_special=True, add_special=True)
     suffix = vocabulary.tokenize(recipe.prompt.suffix, parse_special=True)
-    code_ids = {
-        name: vocabulary.tokenize(code, parse_special=False)[0] for name, code in zip(recipe.labels, codes, strict=True)
-    }
+    code_ids = {name: vocabulary.tokenize(code, parse_special=False)[0] for name, code in zip(recipe.labels, codes, strict=True)}
 
     def plain(text: str) -> list[int]:
         return vocabulary.tokenize(text, parse_special=False)
 
     limit = recipe.training.max_query_tokens
-    return [
-        TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, code_ids[example.label])
-        for example in examples
-    ]
+    return [TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, code_ids[example.label]) for example in examples]
 
 
 def _metadata(recipe: Recipe, codes: Sequence[str], examples: Sequence[Example], log: Any) -> dict[str, Any]:
@@ -112,9 +107,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], examples: Sequence[Example],
     }
 
 
-def _measure(
-    recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[dataset.Part, list[Example]], say: Say
-) -> dict[str, Any]:
+def _measure(recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[dataset.Part, list[Example]], say: Say) -> dict[str, Any]:
     """Calibrate on validation, evaluate on validation and test, choose the probes."""
     draft = recipe.output / ".draft.gguf"
     adapter = build.read_adapter(recipe.output / build.ADAPTER_FILE)

@@ -222,9 +222,7 @@ class Worker:
 
     def _make_app(self) -> AsgiFastStream:
         specification = AsyncAPI(title="Pointsman", version=__version__, description="Routes queries to their category's stream.")
-        app = FastStream(
-            self.broker, logger=logging.getLogger("faststream"), lifespan=self._lifespan, specification=specification
-        )
+        app = FastStream(self.broker, logger=logging.getLogger("faststream"), lifespan=self._lifespan, specification=specification)
         return app.as_asgi(
             asgi_routes=[
                 ("/metrics", make_asgi_app(self.metrics.registry)),
@@ -309,9 +307,7 @@ class Worker:
                 task.cancel()
         try:
             idle_ms = int(settings.claim_after_s * 1000)
-            left = await recovery.release(
-                self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms
-            )
+            left = await recovery.release(self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms)
             log.info("stopped", released=left)
         except (RedisError, OSError) as error:
             log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)

@@ -48,7 +48,7 @@ async def dead_letters(
 ) -> AsyncIterator[DeadLetter]:
     """All dead letters from the oldest on, or those of one reason or id."""
     start = only_id or "-"
-    while rows := cast(Any, await redis.xrange(streams.dead, min=start, max=only_id or "+", count=PAGE)):
+    while rows := cast("Any", await redis.xrange(streams.dead, min=start, max=only_id or "+", count=PAGE)):
         for entry_id, fields in rows:
             letter = DeadLetter(
                 entry_id.decode(),

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from rich import box
@@ -175,7 +175,7 @@ async def _wait(redis: Redis, positions: dict[str, str], arrivals: Arrivals, num
 
 
 async def _read(redis: Redis, positions: dict[str, str]) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
-    found: Any = await redis.xread({**positions}, block=100)
+    found: Any = await redis.xread(cast("Any", positions), block=100)
     return [(name.decode(), entries) for name, entries in found or []]
 
 

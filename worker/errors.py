@@ -1,18 +1,16 @@
 """An exception is a disposition: dead-letter the entry, leave it pending, or stop the worker.
 
-    Reject            the entry itself is bad: publish it to the dead stream with the reason
-    NotDelivered      Redis refused one entry: it stays pending and is claimed again
-    Fatal             the worker cannot run: one clear line, exit code not 0
-    anything else     a fault in this program: count it, log it, leave the entries pending
+Reject            the entry itself is bad: publish it to the dead stream with the reason
+NotDelivered      Redis refused one entry: it stays pending and is claimed again
+Fatal             the worker cannot run: one clear line, exit code not 0
+anything else     a fault in this program: count it, log it, leave the entries pending
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-RejectReason = Literal[
-    "missing_text", "empty_text", "wrong_type", "invalid_utf8", "invalid_json", "too_large", "too_many_fields", "poison"
-]
+RejectReason = Literal["missing_text", "empty_text", "wrong_type", "invalid_utf8", "invalid_json", "too_large", "too_many_fields", "poison"]
 
 
 class Reject(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
@@ -57,7 +57,7 @@ async def follow(redis: Redis, streams: Streams, *, from_start: bool) -> AsyncIt
             for name in names - positions.keys():
                 positions[name] = await _last_id(redis, name) if first and not from_start else "0-0"
             first, looked_at = False, time.monotonic()
-        found: Any = await redis.xread({**positions}, count=100, block=500)
+        found: Any = await redis.xread(cast("Any", positions), count=100, block=500)
         for raw_name, entries in found or []:
             name = raw_name.decode()
             for entry_id, fields in entries:

@@ -33,7 +33,10 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
         handler.addFilter(_without_foreign_traceback)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for name in ("uvicorn", "faststream", "redis"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+        library = logging.getLogger(name)
+        library.setLevel(max(logging.WARNING, logging.getLogger().level))
+        library.handlers.clear()  # FastStream brings its own at import, past our form and our filter
+        library.propagate = True
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -27,12 +27,8 @@ class Metrics:
         )
         self._dead = Counter("pointsman_dead", "Entries sent to the dead stream, by reason", ["reason"], registry=registry)
         self._published = Counter("pointsman_published", "Entries published and acknowledged", registry=registry)
-        self._duplicates = Counter(
-            "pointsman_duplicates", "Entries not published because another worker had done it", registry=registry
-        )
-        self._failed = Counter(
-            "pointsman_failed", "Entries left pending because classifying or delivering them failed", registry=registry
-        )
+        self._duplicates = Counter("pointsman_duplicates", "Entries not published because another worker had done it", registry=registry)
+        self._failed = Counter("pointsman_failed", "Entries left pending because classifying or delivering them failed", registry=registry)
         self._delivery_failed = Counter(
             "pointsman_delivery_retries", "Batches that Redis could not take and that were tried again", registry=registry
         )

@@ -63,9 +63,7 @@ class Pipeline:
     async def submit(self, entries: Sequence[Entry]) -> None:
         """Take entries in; returns once there is room for them. Those already in flight are not taken twice."""
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: not self._in_flight or len(self._in_flight) + len(entries) <= self._limits.max_in_flight
-            )
+            await self._changed.wait_for(lambda: not self._in_flight or len(self._in_flight) + len(entries) <= self._limits.max_in_flight)
             now = time.perf_counter()
             for entry in entries:
                 if entry.id not in self._in_flight:
@@ -75,14 +73,16 @@ class Pipeline:
 
     async def run(self) -> None:
         """Work until `close` was called and nothing is in flight any more."""
-        delivering: asyncio.Task[None] | None = None
-        while batch := await self._next_batch():
-            outgoing = await self._decide(batch)
-            if delivering is not None:
-                await delivering
-            delivering = asyncio.create_task(self._deliver(outgoing))
-        if delivering is not None:
-            await delivering
+        try:
+            async with asyncio.TaskGroup() as tasks:  # so that a fault in a delivery ends the wait for the next batch
+                delivering: asyncio.Task[None] | None = None
+                while batch := await self._next_batch():
+                    outgoing = await self._decide(batch)
+                    if delivering is not None:
+                        await delivering
+                    delivering = tasks.create_task(self._deliver(outgoing))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
 
     async def close(self) -> None:
         """Let `run` end once everything submitted is delivered."""

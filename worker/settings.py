@@ -22,14 +22,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
-    redis_url: Annotated[SecretStr, Field(description="Redis, such as redis://user:password@host:6379/0 or rediss:// for TLS")] = (
-        SecretStr("redis://127.0.0.1:6379")
+    redis_url: Annotated[SecretStr, Field(description="Redis, such as redis://user:password@host:6379/0 or rediss:// for TLS")] = SecretStr(
+        "redis://127.0.0.1:6379"
     )
     redis_timeout_s: Annotated[float, Field(gt=0, description="Longest wait for a connection or an answer")] = 5.0
     model: Annotated[Path, Field(description="The Pointsman GGUF")] = Path("models/household.gguf")
-    model_sha256: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$", description="Refuse the model unless it has this hash")] = (
-        None
-    )
+    model_sha256: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$", description="Refuse the model unless it has this hash")] = None
     namespace: Annotated[str, Field(min_length=1, description="Prefix of all streams; {braced} in Redis Cluster")] = "pointsman"
     group: Annotated[str, Field(min_length=1, description="Consumer group that all workers share")] = "routers"
     consumer: Annotated[str, Field(min_length=1, description="Name of this worker in the group; unique")] = Field(
@@ -79,12 +77,13 @@ def load_settings(environment: Mapping[str, str] = os.environ, **overrides: Any)
     Raises:
         SettingsError: lists every unknown, malformed or contradictory setting.
     """
-    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    known = [name.upper() for name in Settings.model_fields]
     problems = []
     for variable in environment:
-        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
-            close = difflib.get_close_matches(variable.upper(), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; `pointsman doctor` lists all"
+        name = variable.upper().removeprefix(PREFIX)
+        if variable.upper().startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {PREFIX}{close[0]}?" if close else "; `pointsman doctor` lists all"
             problems.append(f"{variable} is not a setting{hint}")
     try:
         settings = Settings(**{name: value for name, value in overrides.items() if value is not None})

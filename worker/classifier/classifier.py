@@ -37,9 +37,7 @@ class Classifier:
         self._max_query_tokens = max_query_tokens
         self._suffix_ids = model.tokenize(card.prompt.suffix, parse_special=True)
         if max_query_tokens + len(self._suffix_ids) > options.batch_tokens:
-            raise ValueError(
-                f"max_query_tokens ({max_query_tokens}) and the suffix do not fit a batch of {options.batch_tokens} tokens"
-            )
+            raise ValueError(f"max_query_tokens ({max_query_tokens}) and the suffix do not fit a batch of {options.batch_tokens} tokens")
         self.trie = build_trie([model.tokenize(code, parse_special=False) for code in card.labels.codes])
         prefix_ids = model.tokenize(card.prompt.prefix, parse_special=True, add_special=True)
         self._engine = Engine(model, prefix_ids, self.trie, options)

@@ -108,9 +108,7 @@ class Engine:
         while start < len(queries):
             stop, tokens = start, 0
             while (
-                stop < len(queries)
-                and stop - start < self._queries_per_call
-                and tokens + len(queries[stop]) <= self._options.batch_tokens
+                stop < len(queries) and stop - start < self._queries_per_call and tokens + len(queries[stop]) <= self._options.batch_tokens
             ):
                 tokens += len(queries[stop])
                 stop += 1

@@ -95,7 +95,5 @@ def build_trie(label_tokens: Sequence[Sequence[int]]) -> Trie:
         )
         for node in needed
     )
-    choices = tuple(
-        Choice(tuple(below[node]), tuple(tuple(labels) for labels in below[node].values())) for node in ordered
-    )
+    choices = tuple(Choice(tuple(below[node]), tuple(tuple(labels) for labels in below[node].values())) for node in ordered)
     return Trie(steps, choices, max(1, len(tips)))

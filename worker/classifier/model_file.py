@@ -78,8 +78,7 @@ def parse_card(metadata: Mapping[str, str], source: str) -> ModelCard:
         raise ModelFileError(f"{source}: Pointsman metadata is not JSON ({error}). Build it again.") from error
     if values["format"] != FORMAT:
         raise ModelFileError(
-            f"{source} has Pointsman format {values['format']}, this worker reads {FORMAT}. "
-            "Use the trainer of the same release."
+            f"{source} has Pointsman format {values['format']}, this worker reads {FORMAT}. Use the trainer of the same release."
         )
     try:
         return _card(values)

@@ -1,0 +1,210 @@
+"""Faults: killed and stopped workers, lost groups, a restarted Redis, poison, and the order in delivery.lua."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis as AsyncRedis
+
+from tests.conftest import StartWorker
+from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, wait_for
+from worker.delivery import Delivered, Delivery, Duplicate
+from worker.errors import NotDelivered
+from worker.messages import Entry, Outgoing
+
+
+def test_a_killed_workers_entries_are_taken_over_and_each_arrives_once(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
+    first = start_worker(**QUICK_CLAIM)
+    second = start_worker(**QUICK_CLAIM)
+    ids = queue.add_all(texts[:160])
+    wait_for(lambda: len(queue.arrived()) > 20, "the burst to be under way")
+    first.signal(signal.SIGSTOP)  # so that it surely dies with entries in its hands
+    held = wait_for(lambda: [row for row in queue.pending_rows() if _of(row, first.process.pid)], "the first to hold entries", 5)
+    first.kill()
+    queue.assert_each_once(ids)
+    assert second.metrics()["pointsman_reclaimed_total"] >= len(held)
+
+
+def _of(row: dict[str, object], pid: int) -> bool:
+    consumer = row["consumer"]
+    return isinstance(consumer, bytes) and f"-{pid}-" in consumer.decode()
+
+
+def test_a_worker_thought_dead_that_comes_back_publishes_nothing_twice(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
+    sleeper = start_worker(**QUICK_CLAIM)
+    start_worker(**QUICK_CLAIM)
+    ids = queue.add_all(texts[:200])
+    wait_for(lambda: len(queue.arrived()) > 10, "the burst to be under way")
+    sleeper.signal(signal.SIGSTOP)
+    queue.wait_until_arrived(ids)
+    sleeper.signal(signal.SIGCONT)
+    wait_for(sleeper.ready, "the sleeper to be ready again")
+    queue.assert_each_once(ids)
+
+
+def test_a_stopped_worker_exits_0_and_what_it_leaves_is_claimed_at_once(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
+    first = start_worker()  # claim_after_s is 60: only a released entry is claimed sooner
+    ids = queue.add_all(texts[:160])
+    wait_for(lambda: len(queue.arrived()) > 20, "the burst to be under way")
+    assert first.stop() == 0
+    assert "Traceback" not in first.log
+    left = len(ids) - len(queue.arrived())
+    assert left > 0, "the burst was over before the worker was stopped"
+    second = start_worker(wait=False, claim_every_s=0.2)
+    queue.wait_until_arrived(ids, timeout_s=50)
+    queue.assert_each_once(ids)
+    assert f"-{first.process.pid}-" not in " ".join(queue.consumers())
+    assert second.stop() == 0
+
+
+def test_entries_that_a_stopping_worker_cannot_finish_are_released(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
+    long_texts = [" ".join(texts[n : n + 6]) for n in range(48)]
+    first = start_worker(drain_timeout_s=0.2, batch_size=8, max_in_flight=32)
+    ids = queue.add_all(long_texts)
+    wait_for(lambda: queue.pending() >= 24, "the worker to hold many entries")
+    assert first.stop() == 0
+    released = queue.pending_rows()
+    assert released, "nothing was left to release"
+    assert all(row["time_since_delivered"] >= 60_000 for row in released)
+    assert {row["times_delivered"] for row in released} == {1}, "a release is not a failed delivery"
+    second = start_worker(claim_every_s=0.2)
+    queue.wait_until_arrived(ids, timeout_s=50)
+    queue.assert_each_once(ids)
+    assert second.metrics()["pointsman_reclaimed_total"] == len(released)
+
+
+@pytest.mark.parametrize("loss", ["stream deleted", "group destroyed", "FLUSHALL"])
+def test_a_lost_group_is_made_again_and_work_goes_on(
+    loss: str, start_worker: StartWorker, own_redis: RedisServer, own_queue: Queue, texts: list[str]
+) -> None:
+    worker = start_worker(redis_url=own_redis.url, namespace=own_queue.namespace)
+    before = own_queue.add_all(texts[:5])
+    own_queue.assert_each_once(before)
+    if loss == "stream deleted":
+        own_queue.redis.delete(own_queue.streams.queries)
+    elif loss == "FLUSHALL":
+        own_queue.redis.flushall()
+    else:
+        own_queue.redis.xtrim(own_queue.streams.queries, maxlen=0)  # a new group reads from the start: what it read before is gone
+        own_queue.redis.xgroup_destroy(own_queue.streams.queries, GROUP)
+    after = own_queue.add_all(texts[5:15])
+    own_queue.wait_until_arrived(after)
+    wait_for(worker.ready, "the worker to be ready again")
+    last = own_queue.add_all(texts[15:20])
+    own_queue.assert_each_once([*after, *last] if loss == "FLUSHALL" else [*before, *after, *last])
+    assert worker.process.poll() is None
+
+
+def test_a_worker_survives_a_restart_of_redis(
+    start_worker: StartWorker, own_redis: RedisServer, own_queue: Queue, texts: list[str]
+) -> None:
+    worker = start_worker(redis_url=own_redis.url, namespace=own_queue.namespace, redis_timeout_s=2, **QUICK_CLAIM)
+    ids = own_queue.add_all(texts[:100])
+    wait_for(lambda: len(own_queue.arrived()) > 10, "the burst to be under way")
+    own_redis.kill()
+    wait_for(lambda: worker.get("/readyz")[0] == 503, "readiness to fall")
+    assert worker.get("/healthz")[0] == 200
+    own_redis.start()
+    wait_for(worker.ready, "the worker to be ready again")
+    ids += own_queue.add_all(texts[100:120])
+    own_queue.assert_each_once(ids)
+    assert "Redis does not take results, trying again" in worker.log
+
+
+def test_an_entry_delivered_too_often_goes_to_the_dead_stream(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
+    queue.redis.xgroup_create(queue.streams.queries, GROUP, id="0", mkstream=True)
+    poison, innocent = queue.add({"text": texts[0], "id": "7"}), queue.add(texts[1])
+    queue.redis.xreadgroup(GROUP, "crashed", {queue.streams.queries: ">"})
+    # the fifth delivery has ended in a crash; the innocent was caught in the fourth
+    for entry_id, count in ((poison, 5), (innocent, 4)):
+        queue.redis.execute_command(  # type: ignore[no-untyped-call]
+            "XCLAIM", queue.streams.queries, GROUP, "crashed", 0, entry_id, "IDLE", 600_000, "RETRYCOUNT", count, "JUSTID"
+        )
+    worker = start_worker(max_deliveries=5)
+    queue.assert_each_once([poison, innocent])
+    ((stream, fields),) = queue.arrived()[poison]
+    assert stream == queue.streams.dead
+    assert fields[b"pointsman.reason"] == b"poison"
+    assert fields[b"pointsman.deliveries"] == b"6"
+    assert (fields[b"text"], fields[b"id"]) == (texts[0].encode(), b"7")
+    assert queue.arrived()[innocent][0][0] != queue.streams.dead
+    assert worker.metrics()['pointsman_dead_total{reason="poison"}'] == 1
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
+    client = AsyncRedis.from_url(redis_url)
+    yield client
+    await client.aclose()
+
+
+async def _read(client: AsyncRedis, queue: Queue, *, count: int) -> list[Entry]:
+    """Entries as a worker holds them: read by the group, pending."""
+    await client.xgroup_create(queue.streams.queries, GROUP, id="0", mkstream=True)
+    for number in range(count):
+        await client.xadd(queue.streams.queries, {"text": f"query {number}"})
+    ((_, rows),) = await client.xreadgroup(GROUP, "me", {queue.streams.queries: ">"})
+    return [Entry(entry_id.decode(), fields) for entry_id, fields in rows]
+
+
+def _to(queue: Queue, entry: Entry, label: str = "pool") -> Outgoing:
+    return Outgoing(entry, queue.streams.topic(label), {**entry.fields, b"pointsman.id": entry.id.encode()})
+
+
+async def test_delivery_publishes_and_acknowledges_in_one_step(client: AsyncRedis, queue: Queue) -> None:
+    entries = await _read(client, queue, count=3)
+    results = await Delivery(client, queue.streams.queries, GROUP, "keep").deliver([_to(queue, entry) for entry in entries])
+    assert all(isinstance(result, Delivered) for result in results)
+    queue.assert_each_once([entry.id for entry in entries])
+    assert len(queue.read(queue.streams.queries)) == 3, "retention `keep` leaves the entries in the stream"
+
+
+async def test_delivery_with_retention_delete_removes_the_entry(client: AsyncRedis, queue: Queue) -> None:
+    entries = await _read(client, queue, count=2)
+    await Delivery(client, queue.streams.queries, GROUP, "delete").deliver([_to(queue, entries[0])])
+    assert [entry_id for entry_id, _ in queue.read(queue.streams.queries)] == [entries[1].id]
+
+
+async def test_an_entry_that_is_not_pending_is_not_published(client: AsyncRedis, queue: Queue) -> None:
+    one, two = await _read(client, queue, count=2)
+    delivery = Delivery(client, queue.streams.queries, GROUP, "keep")
+    await delivery.deliver([_to(queue, one)])
+    results = await delivery.deliver([_to(queue, one, "fence"), _to(queue, two)])
+    assert isinstance(results[0], Duplicate)
+    assert isinstance(results[1], Delivered)
+    assert {stream for stream, _ in queue.arrived()[one.id]} == {queue.streams.topic("pool")}
+    queue.assert_each_once([one.id, two.id])
+
+
+async def test_an_entry_that_redis_refuses_stays_pending_and_its_neighbours_go(client: AsyncRedis, queue: Queue) -> None:
+    entries = await _read(client, queue, count=3)
+    await client.set(queue.streams.topic("fence"), "not a stream")
+    batch = [_to(queue, entries[0]), _to(queue, entries[1], "fence"), _to(queue, entries[2])]
+    results = await Delivery(client, queue.streams.queries, GROUP, "keep").deliver(batch)
+    assert [type(result) for result in results] == [Delivered, NotDelivered, Delivered]
+    assert "WRONGTYPE" in str(results[1])
+    assert [row["message_id"].decode() for row in queue.pending_rows()] == [entries[1].id]
+
+
+async def test_delivery_to_a_group_that_is_gone_publishes_nothing(client: AsyncRedis, queue: Queue) -> None:
+    entries = await _read(client, queue, count=1)
+    await client.xgroup_destroy(queue.streams.queries, GROUP)
+    results = await Delivery(client, queue.streams.queries, GROUP, "keep").deliver([_to(queue, entries[0])])
+    assert [type(result) for result in results] == [Duplicate]
+    assert queue.outputs() == {}
+
+
+async def test_out_of_memory_leaves_every_entry_pending(own_redis: RedisServer, own_queue: Queue, tmp_path: Path) -> None:
+    client = AsyncRedis.from_url(own_redis.url)
+    entries = await _read(client, own_queue, count=2)
+    delivery = Delivery(client, own_queue.streams.queries, GROUP, "keep")
+    await client.config_set("maxmemory", "1mb")
+    results = await delivery.deliver([_to(own_queue, entry) for entry in entries])
+    assert [type(result) for result in results] == [NotDelivered, NotDelivered]
+    assert own_queue.pending() == 2
+    await client.config_set("maxmemory", "0")
+    assert all(isinstance(result, Delivered) for result in await delivery.deliver([_to(own_queue, entry) for entry in entries]))
+    await client.aclose()

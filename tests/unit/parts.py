@@ -1,0 +1,30 @@
+"""Small made-up values that several unit tests share."""
+
+from __future__ import annotations
+
+from worker.classifier import Decision, ModelCard
+from worker.classifier.calibration import Calibration
+from worker.classifier.labels import Label, LabelSet
+from worker.classifier.prompt import Prompt
+
+
+def a_card(*names: str) -> ModelCard:
+    """A model that asks for 0.5, for `water heater` 0.8."""
+    chosen = names or ("pool", "water heater", "out_of_scope")
+    labels = tuple(Label(name, "", chr(ord("A") + number)) for number, name in enumerate(chosen))
+    return ModelCard(
+        labels=LabelSet(labels, "out_of_scope" if "out_of_scope" in chosen else None),
+        prompt=Prompt("", "\n"),
+        calibration=Calibration(1.0, 0.5, {"water heater": 0.8}),
+        probes=(),
+        probe_tolerance=0.1,
+        evaluation={},
+        training={},
+        name="made-up",
+        version="abc123",
+        base="nothing",
+    )
+
+
+def a_decision(label: str = "pool", confidence: float = 0.9, *, tokens: int = 5, truncated: bool = False) -> Decision:
+    return Decision(label, confidence, {label: confidence}, tokens, truncated)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import random
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.dataset import (
+    PARTS,
+    DataError,
+    Example,
+    check_labels,
+    fingerprint,
+    frames,
+    load_examples,
+    near_duplicate_clusters,
+    near_duplicates,
+    split,
+    words,
+)
+
+ROW = {"instruction": "i", "input": "my pool", "output": "pool"}
+
+
+def made_up(count: int, seed: int = 0) -> list[Example]:
+    dice = random.Random(seed)
+    return [Example("".join(dice.choices(string.ascii_lowercase, k=20)), dice.choice(["a", "b", "c"])) for _ in range(count)]
+
+
+def file(tmp_path: Path, name: str, content: str | bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.json", json.dumps([ROW])),
+        ("d.json", "\ufeff" + json.dumps([ROW])),
+        ("d.jsonl", json.dumps(ROW) + "\n\n"),
+        ("d.jsonl", json.dumps(ROW) + "\r\n"),
+        ("d.csv", "text,label\nmy pool,pool\n"),
+        ("d.csv", 'label,text\r\npool,"my pool"\r\n'),
+    ],
+)
+def test_each_kind_of_file_gives_the_same_examples(tmp_path: Path, name: str, content: str) -> None:
+    assert load_examples(file(tmp_path, name, content)) == [Example("my pool", "pool")]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\u000b", "\u001c"])
+def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path, separator: str) -> None:
+    text = f"my{separator}pool"
+    row = json.dumps(ROW | {"input": text}, ensure_ascii=False)
+    assert load_examples(file(tmp_path, "d.jsonl", row)) == [Example(text, "pool")]
+    assert load_examples(file(tmp_path, "d.csv", f"text,label\n{text},pool\n")) == [Example(text, "pool")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("d.json", "[]", "holds no rows"),
+        ("d.json", "", "holds no rows"),
+        ("d.json", "[{", "is not a JSON array"),
+        ("d.jsonl", json.dumps(ROW) + "\n{", "line 2, is not JSON"),
+        ("d.json", b"[\xff]", "is not UTF-8 text"),
+        ("d.json", json.dumps([ROW, 5]), "row 2: not an object but int"),
+        ("d.json", json.dumps([{"input": "x"}]), "row 1: output missing"),
+        ("d.json", json.dumps([ROW | {"input": " ", "output": 3}]), "row 1: input, output missing"),
+        ("d.csv", "text,label\nonly\n", "row 2: label missing"),
+        ("d.csv", "text,label\n" + "x" * 200_000 + ",pool\n", "is not CSV"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str, content: str | bytes, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        load_examples(file(tmp_path, name, content))
+
+
+def test_many_bad_rows_are_counted_and_ten_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_examples(file(tmp_path, "d.json", json.dumps([1] * 12)))
+    assert "12 bad row(s)" in str(caught.value)
+    assert "row 10:" in str(caught.value)
+    assert "row 11:" not in str(caught.value)
+    assert "and 2 more" in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        load_examples(tmp_path / "none.json")
+
+
+def test_labels_that_the_model_does_not_know_are_counted() -> None:
+    examples = [Example("x", "pool"), Example("y", "cat"), Example("z", "cat")]
+    with pytest.raises(DataError, match=r"'cat' \(2 rows\)$"):
+        check_labels(examples, ["pool"])
+    check_labels(examples, ["pool", "cat", "unused"])
+
+
+def test_the_fingerprint_changes_with_text_label_and_order() -> None:
+    a, b = Example("x", "pool"), Example("y", "car")
+    variants = [[a, b], [b, a], [a], [Example("x", "car"), b], [Example("xy", "pool"), Example("", "car")]]
+    assert len({fingerprint(rows) for rows in variants}) == len(variants)
+    assert fingerprint([a, b]) == fingerprint([Example("x", "pool"), Example("y", "car")])
+
+
+def test_words_ignore_case_punctuation_and_apostrophes() -> None:
+    assert words("Don't -- stop, WON’T 2 x!") == ["dont", "stop", "wont", "2", "x"]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("My pool pump is humming", "my pool pump is humming!!", True),
+        ("My pool pump is humming", "my pool pump was humming", True),
+        ("My pool pump is humming", "the fence post is rotten", False),
+    ],
+)
+def test_near_duplicates_are_texts_that_share_most_of_their_letters(left: str, right: str, same: bool) -> None:
+    assert near_duplicates(["something else entirely", left, right]) == ([(1, 2)] if same else [])
+
+
+def test_chains_of_near_duplicates_form_one_cluster() -> None:
+    texts = ["the pool pump is humming loudly", "unrelated", "the pool pump is humming", "a pool pump is humming"]
+    assert sorted(map(sorted, near_duplicate_clusters(texts))) == [[0, 2, 3], [1]]
+
+
+@given(st.lists(st.text(max_size=12), max_size=12))
+def test_clusters_hold_every_text_once(texts: list[str]) -> None:
+    assert sorted(index for cluster in near_duplicate_clusters(texts) for index in cluster) == list(range(len(texts)))
+
+
+def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:
+    examples = made_up(600)
+    parts = split(examples, seed=1, validation=0.15, test=0.2)
+    assert sorted(e.text for part in PARTS for e in parts[part]) == sorted(e.text for e in examples)
+    for label in "abc":
+        total = sum(e.label == label for e in examples)
+        for part, share in (("validation", 0.15), ("test", 0.2)):
+            assert abs(sum(e.label == label for e in parts[part]) - total * share) <= 1
+
+
+def test_near_duplicates_stay_together_even_with_different_labels() -> None:
+    twins = [Example(e.text + suffix, label) for e in made_up(60) for suffix, label in (("", e.label), ("!", "b"))]
+    parts = split(twins, seed=3, validation=0.3, test=0.3)
+    place = {e.text: part for part in PARTS for e in parts[part]}
+    assert [text for text in place if not text.endswith("!") and place[text] != place[text + "!"]] == []
+    assert all(parts.values())
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_split_does_not_depend_on_the_order_of_the_rows(dice: random.Random) -> None:
+    examples = made_up(40) + [Example(e.text + "?", "a") for e in made_up(10)]
+    shuffled = examples[:]
+    dice.shuffle(shuffled)
+    left, right = (split(rows, seed=5, validation=0.2, test=0.2) for rows in (examples, shuffled))
+    assert {part: set(left[part]) for part in PARTS} == {part: set(right[part]) for part in PARTS}
+
+
+def test_another_seed_gives_another_split() -> None:
+    examples = made_up(100)
+    assert split(examples, seed=1, validation=0.2, test=0.2)["test"] != split(examples, seed=2, validation=0.2, test=0.2)["test"]
+
+
+def test_texts_with_the_same_little_words_share_a_frame() -> None:
+    found = frames(["Why does my pump hum at night?", "why does my old fence creak at dawn", "Fix fence"])
+    assert found == {"why does my _ at _": [0, 1]}

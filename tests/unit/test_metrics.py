@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.unit.parts import a_card, a_decision
+from worker.metrics import Metrics
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def value(metrics: Metrics, series: str, /, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"pointsman_{series}", labels)
+
+
+def test_a_decision_is_counted_with_its_outcome_label_tokens_and_confidence(metrics: Metrics) -> None:
+    metrics.decided(a_decision("pool", 0.93, tokens=7, truncated=True), "routed")
+    metrics.decided(a_decision("pool", 0.2, tokens=2), "review")
+    assert value(metrics, "messages_total", outcome="routed", label="pool") == 1
+    assert value(metrics, "messages_total", outcome="review", label="pool") == 1
+    assert value(metrics, "tokens_total") == 9
+    assert value(metrics, "truncated_total") == 1
+    assert value(metrics, "confidence_sum", label="pool") == pytest.approx(1.13)
+
+
+def test_a_reject_is_counted_by_reason_and_as_dead(metrics: Metrics) -> None:
+    metrics.rejected("empty_text")
+    assert value(metrics, "dead_total", reason="empty_text") == 1
+    assert value(metrics, "messages_total", outcome="dead", label="") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "series"),
+    [("duplicate", "duplicates_total"), ("failed", "failed_total"), ("delivery_failed", "delivery_retries_total")],
+)
+def test_each_mishap_has_a_counter_of_its_own(metrics: Metrics, method: str, series: str) -> None:
+    getattr(metrics, method)()
+    counters = ("duplicates_total", "failed_total", "delivery_retries_total", "published_total", "reclaimed_total")
+    assert {name: value(metrics, name) for name in counters if value(metrics, name)} == {series: 1.0}
+
+
+def test_a_delivery_counts_as_published_and_gives_its_latency(metrics: Metrics) -> None:
+    metrics.delivered(0.04)
+    assert value(metrics, "published_total") == 1
+    assert value(metrics, "latency_seconds_sum") == pytest.approx(0.04)
+    assert value(metrics, "latency_seconds_bucket", le="0.03") == 0
+    assert value(metrics, "latency_seconds_bucket", le="0.05") == 1
+
+
+def test_reclaimed_batches_and_stages_are_summed(metrics: Metrics) -> None:
+    metrics.reclaimed(3)
+    metrics.batch(8)
+    metrics.stage("classify", 0.5)
+    assert value(metrics, "reclaimed_total") == 3
+    assert value(metrics, "batch_size_sum") == 8
+    assert value(metrics, "stage_seconds_sum", stage="classify") == pytest.approx(0.5)
+
+
+def test_an_unknown_lag_is_not_shown_as_zero(metrics: Metrics) -> None:
+    metrics.backlog(None, 4)
+    lag = value(metrics, "stream_lag")
+    assert lag is not None
+    assert math.isnan(lag)
+    metrics.backlog(9, 4)
+    assert (value(metrics, "stream_lag"), value(metrics, "pending")) == (9, 4)
+
+
+def test_the_model_is_shown_with_name_version_base_and_format(metrics: Metrics) -> None:
+    metrics.model(a_card(), "BF16")
+    assert value(metrics, "model_info", name="made-up", version="abc123", base="nothing", format="BF16") == 1
+
+
+def test_every_series_begins_with_the_prefix_and_says_what_it_is(metrics: Metrics) -> None:
+    families = list(metrics.registry.collect())
+    assert len(families) >= 16
+    assert [family.name for family in families if not family.name.startswith("pointsman_") or not family.documentation] == []

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.dataset import load_examples
+from trainer.recipe import Base, RecipeError, load_recipe
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
+LEAST: dict[str, Any] = {
+    "name": "tiny",
+    "base": {"name": "b", "licence": "MIT", "package": "p", "file": "f.gguf"},
+    "data": "data.json",
+    "output": "out",
+    "labels": {"pool": "water", "car": "wheels"},
+    "prompt": {"prefix": "", "suffix": "\n"},
+    "split": {"seed": 1},
+}
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(LEAST | changes))
+    return path
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    return str(caught.value)
+
+
+def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path))
+    assert (recipe.split.validation, recipe.split.test, recipe.out_of_scope) == (0.15, 0.15, None)
+    assert recipe.training.epochs >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"labels": {"pool": ""}}, "at least two"),
+        ({"out_of_scope": "nowhere"}, "'nowhere' is not one of the labels"),
+        ({"epochs": 3}, "epochs: Extra inputs"),
+        ({"training": {"epochs": 0}}, "training.epochs"),
+        ({"training": {"learning_rat": 1}}, "training.learning_rat: Extra inputs"),
+        ({"split": {"seed": 1, "test": 0.5}}, "split.test"),
+        ({"split": {}}, "split.seed: Field required"),
+        ({"labels": {True: "yes", "car": ""}}, "Input should be a valid string"),
+        ({"review": {"precision": 1}}, "review.precision"),
+    ],
+)
+def test_a_wrong_or_unknown_value_is_named_with_its_place(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+    assert what in complaint(written(tmp_path, **changes))
+
+
+def test_several_problems_are_reported_at_once(tmp_path: Path) -> None:
+    text = complaint(written(tmp_path, name=5, training={"epochs": 0}, typo=1))
+    assert "3 problem(s)" in text
+    assert [place for place in ("name", "training.epochs", "typo") if f"\n  {place}: " not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"a: [", "is not YAML"), (b"\xff\xfe\xff", "is not YAML"), (b"", "recipe: "), (b"- 1", "recipe: ")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    assert what in complaint(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "none.yaml" in complaint(tmp_path / "none.yaml")
+
+
+def test_a_base_whose_package_is_not_installed_says_what_to_do() -> None:
+    with pytest.raises(RecipeError, match="'no_such_package' is not installed: run `make setup`"):
+        Base(name="b", licence="MIT", package="no_such_package", file="f").path()
+
+
+def test_a_base_whose_package_lacks_the_file_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"carries no file 'f\.gguf'"):
+        Base(name="b", licence="MIT", package="yaml", file="f.gguf").path()
+
+
+def test_a_base_lies_in_its_package() -> None:
+    assert Base(name="b", licence="MIT", package="yaml", file="__init__.py").path() == Path(yaml.__file__)
+
+
+def test_there_are_recipes_to_check() -> None:
+    assert "household-smollm2" in [path.stem for path in SHIPPED]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_valid(path: Path) -> None:
+    assert load_recipe(path).labels
+
+
+def test_the_household_recipe_has_exactly_the_labels_of_its_data() -> None:
+    recipe = load_recipe(ROOT / "trainer/recipes/household-smollm2.yaml")
+    assert set(recipe.labels) == {example.label for example in load_examples(ROOT / recipe.data)}
