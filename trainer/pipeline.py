@@ -41,13 +41,14 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
 
     base = recipe.base.path()
     vocabulary = load(base, vocab_only=True)
-    codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False))
-    tokens = {part: _tokens(recipe, vocabulary, codes, parts[part]) for part in ("train", "validation")}
+    codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False), recipe.codes)
+    code_ids = [vocabulary.tokenize(code, parse_special=False)[0] for code in codes]
+    tokens = {part: _tokens(recipe, vocabulary, code_ids, parts[part]) for part in ("train", "validation")}
     vocabulary.close()
 
     recipe.output.mkdir(parents=True, exist_ok=True)
     adapter_path = recipe.output / build.ADAPTER_FILE
-    log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], adapter_path, training_progress)
+    log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], code_ids, adapter_path, training_progress)
     say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
 
     metadata = _metadata(recipe, codes, examples, log)
@@ -61,18 +62,18 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     return metadata
 
 
-def _tokens(recipe: Recipe, vocabulary: LoadedModel, codes: Sequence[str], examples: Sequence[Example]) -> list[Any]:
+def _tokens(recipe: Recipe, vocabulary: LoadedModel, code_ids: Sequence[int], examples: Sequence[Example]) -> list[Any]:
     from trainer.sft import TokenExample
 
     prefix = vocabulary.tokenize(recipe.prompt.prefix, parse_special=True, add_special=True)
     suffix = vocabulary.tokenize(recipe.prompt.suffix, parse_special=True)
-    code_ids = {name: vocabulary.tokenize(code, parse_special=False)[0] for name, code in zip(recipe.labels, codes, strict=True)}
+    answer = dict(zip(recipe.labels, code_ids, strict=True))
 
     def plain(text: str) -> list[int]:
         return vocabulary.tokenize(text, parse_special=False)
 
     limit = recipe.training.max_query_tokens
-    return [TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, code_ids[example.label]) for example in examples]
+    return [TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, answer[example.label]) for example in examples]
 
 
 def _metadata(recipe: Recipe, codes: Sequence[str], examples: Sequence[Example], log: Any) -> dict[str, Any]:

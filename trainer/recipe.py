@@ -86,6 +86,8 @@ class Recipe(_Section):
     output: Path
     labels: dict[str, str]
     """Name -> what it covers."""
+    codes: dict[str, str] = {}
+    """Name -> the single token that the model answers with; labels left out get an opaque one."""
     out_of_scope: str | None = None
     prompt: PromptText
     split: Split
@@ -98,6 +100,9 @@ class Recipe(_Section):
             raise ValueError("labels: at least two are needed")
         if self.out_of_scope is not None and self.out_of_scope not in self.labels:
             raise ValueError(f"out_of_scope: {self.out_of_scope!r} is not one of the labels")
+        strangers = sorted(set(self.codes) - set(self.labels))
+        if strangers:
+            raise ValueError(f"codes: {', '.join(map(repr, strangers))} are not among the labels")
         return self
 
 

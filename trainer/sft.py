@@ -55,6 +55,7 @@ def train_adapter(
     base: Path,
     train: Sequence[TokenExample],
     validation: Sequence[TokenExample],
+    code_ids: Sequence[int],
     output: Path,
     progress: Progress,
 ) -> TrainingLog:
@@ -71,7 +72,9 @@ def train_adapter(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
     work = output.parent / ".training"
-    trainer = trl.SFTTrainer(
+    trainer = _CodeTrainer(
+        code_ids=code_ids,
+        smoothing=settings.label_smoothing,
         model=model,
         processing_class=tokenizer,
         train_dataset=_dataset(train),
@@ -92,7 +95,7 @@ def train_adapter(
             lr_scheduler_type="cosine",
             warmup_steps=settings.warmup_ratio,
             weight_decay=settings.weight_decay,
-            label_smoothing_factor=settings.label_smoothing,
+            prediction_loss_only=True,
             train_sampling_strategy="group_by_length",
             completion_only_loss=True,
             max_length=None,
@@ -137,6 +140,31 @@ def _dataset(examples: Sequence[TokenExample]) -> Dataset:
             "completion_mask": [[0] * len(example.prompt_ids) + [1] for example in examples],
         }
     )
+
+
+class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose loss is normalised over the codes alone, at the one position where the code is answered.
+
+    That is the distribution which constrained decoding serves, so training spends nothing on tokens that can
+    never be chosen, and the vocabulary's other columns are never computed.
+    """
+
+    def __init__(self, *, code_ids: Sequence[int], smoothing: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._code_ids = torch.tensor(code_ids)
+        self._smoothing = smoothing
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        causal = self.accelerator.unwrap_model(model).get_base_model()
+        hidden = causal.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
+        codes = self._code_ids.to(hidden.device)
+        logits = hidden[rows, answers - 1].float() @ causal.lm_head.weight[codes].float().T
+        truth = (inputs["labels"][rows, answers][:, None] == codes).int().argmax(dim=1)
+        loss = torch.nn.functional.cross_entropy(logits, truth, label_smoothing=self._smoothing)
+        return (loss, {}) if return_outputs else loss
 
 
 class _Report(TrainerCallback):  # type: ignore[misc]

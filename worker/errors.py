@@ -1,7 +1,7 @@
 """An exception is a disposition: dead-letter the entry, leave it pending, or stop the worker.
 
 Reject            the entry itself is bad: publish it to the dead stream with the reason
-NotDelivered      Redis refused one entry: it stays pending and is claimed again
+NotDelivered      Redis refused one entry: tried again, or left pending if the fault is the entry's own
 Fatal             the worker cannot run: one clear line, exit code not 0
 anything else     a fault in this program: count it, log it, leave the entries pending
 """
@@ -27,8 +27,16 @@ class Reject(Exception):
         self.detail = detail
 
 
+_FOR_NOW = ("OOM", "READONLY", "MISCONF", "NOPERM", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
+
+
 class NotDelivered(Exception):
     """Redis refused to take one entry; the message is Redis' own."""
+
+    @property
+    def temporary(self) -> bool:
+        """Nothing is wrong with the entry: memory, role or permissions of Redis are, until someone mends them."""
+        return str(self).startswith(_FOR_NOW)
 
 
 class Fatal(Exception):

@@ -146,33 +146,47 @@ class Pipeline:
     async def _deliver(self, batch: Sequence[Outgoing]) -> None:
         """Hand over, trying again for as long as Redis cannot; what it refuses for good stays pending."""
         delay_s, started = 0.1, time.perf_counter()
-        while batch:
-            try:
-                results = await self._delivery.deliver(batch)
-                break
-            except (RedisError, OSError) as error:
-                if not self._redis_refuses:
-                    log.error("Redis does not take results, trying again", error=str(error), entries=len(batch))
-                self._redis_refuses = True
-                self._metrics.delivery_failed()
-                await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
-                delay_s = min(2 * delay_s, 5.0)
-        else:
-            return
-        if self._redis_refuses:
-            log.info("Redis takes results again")
-            self._redis_refuses = False
+        left = await self._hand_over(batch)
+        while left:
+            self._metrics.delivery_failed()
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+            delay_s = min(2 * delay_s, 5.0)
+            left = await self._hand_over(left)
+        self._metrics.stage("deliver", time.perf_counter() - started)
+        await self._leave_pending([outgoing.entry.id for outgoing in batch])
+
+    async def _hand_over(self, batch: Sequence[Outgoing]) -> list[Outgoing]:
+        """Try once. Returns what Redis could not take for now."""
+        if not batch:
+            return []
+        try:
+            results = await self._delivery.deliver(batch)
+        except (RedisError, OSError) as error:
+            self._note_refusal(str(error))
+            return list(batch)
+        left = []
         for outgoing, result in zip(batch, results, strict=True):
             match result:
                 case Delivered():
                     self._metrics.delivered(result.latency_ms / 1000)
                 case Duplicate():
                     self._metrics.duplicate()
+                case NotDelivered(temporary=True):
+                    self._note_refusal(str(result))
+                    left.append(outgoing)
                 case NotDelivered():
                     self._metrics.failed()
                     log.error("Redis refused an entry", entry=outgoing.entry.id, stream=outgoing.stream, error=str(result))
-        self._metrics.stage("deliver", time.perf_counter() - started)
-        await self._leave_pending([outgoing.entry.id for outgoing in batch])
+        if not left and self._redis_refuses:
+            self._redis_refuses = False
+            log.info("Redis takes results again")
+        return left
+
+    def _note_refusal(self, error: str) -> None:
+        """One log line when it begins, not one per entry or try."""
+        if not self._redis_refuses:
+            self._redis_refuses = True
+            log.error("Redis does not take results, trying again", error=error)
 
     async def _leave_pending(self, ids: Sequence[str]) -> None:
         """No longer in flight here: delivered, or Redis' to give out again."""

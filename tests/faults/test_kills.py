@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
@@ -46,9 +45,10 @@ def test_a_worker_thought_dead_that_comes_back_publishes_nothing_twice(start_wor
 
 
 def test_a_stopped_worker_exits_0_and_what_it_leaves_is_claimed_at_once(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
-    first = start_worker()  # claim_after_s is 60: only a released entry is claimed sooner
-    ids = queue.add_all(texts[:160])
-    wait_for(lambda: len(queue.arrived()) > 20, "the burst to be under way")
+    # claim_after_s is 60: only a released entry is claimed sooner
+    first = start_worker(batch_size=8, max_in_flight=32)
+    ids = queue.add_all(texts[:200])
+    wait_for(queue.arrived, "the burst to be under way")
     assert first.stop() == 0
     assert "Traceback" not in first.log
     left = len(ids) - len(queue.arrived())
@@ -120,8 +120,8 @@ def test_an_entry_delivered_too_often_goes_to_the_dead_stream(start_worker: Star
     queue.redis.xreadgroup(GROUP, "crashed", {queue.streams.queries: ">"})
     # the fifth delivery has ended in a crash; the innocent was caught in the fourth
     for entry_id, count in ((poison, 5), (innocent, 4)):
-        queue.redis.execute_command(  # type: ignore[no-untyped-call]
-            "XCLAIM", queue.streams.queries, GROUP, "crashed", 0, entry_id, "IDLE", 600_000, "RETRYCOUNT", count, "JUSTID"
+        queue.redis.xclaim(
+            queue.streams.queries, GROUP, "crashed", min_idle_time=0, message_ids=[entry_id], idle=600_000, retrycount=count, justid=True
         )
     worker = start_worker(max_deliveries=5)
     queue.assert_each_once([poison, innocent])
@@ -197,11 +197,11 @@ async def test_delivery_to_a_group_that_is_gone_publishes_nothing(client: AsyncR
     assert queue.outputs() == {}
 
 
-async def test_out_of_memory_leaves_every_entry_pending(own_redis: RedisServer, own_queue: Queue, tmp_path: Path) -> None:
+async def test_out_of_memory_leaves_every_entry_pending(own_redis: RedisServer, own_queue: Queue) -> None:
     client = AsyncRedis.from_url(own_redis.url)
     entries = await _read(client, own_queue, count=2)
     delivery = Delivery(client, own_queue.streams.queries, GROUP, "keep")
-    await client.config_set("maxmemory", "1mb")
+    await client.config_set("maxmemory", "1")
     results = await delivery.deliver([_to(own_queue, entry) for entry in entries])
     assert [type(result) for result in results] == [NotDelivered, NotDelivered]
     assert own_queue.pending() == 2

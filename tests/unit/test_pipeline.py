@@ -51,7 +51,7 @@ class FakeDelivery:
 
     def _result(self, entry_id: str) -> Result:
         if entry_id in self.refused:
-            return NotDelivered("OOM")
+            return NotDelivered("WRONGTYPE")
         return Duplicate() if entry_id in self.duplicates else Delivered("1-1", 5)
 
 

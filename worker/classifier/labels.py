@@ -1,14 +1,14 @@
-"""The label set, and the opaque codes with which a model answers it. Pure.
+"""The label set, and the codes with which a model answers it. Pure.
 
-A model that answers with label names drags along what it already believes about those words; one that
-answers with codes that mean nothing learns only what the data says (79 % against 92 % on the same data).
+A code is one token of the vocabulary, so one forward pass classifies. It may be a word that the base already
+connects with the label, or mean nothing at all; docs/decisions.md has the measurements.
 """
 
 from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Tokenize = Callable[[str], list[int]]
@@ -66,14 +66,30 @@ def _candidates() -> Iterator[str]:
             yield "".join(letters)
 
 
-def choose_codes(names: Sequence[str], tokenize: Tokenize) -> tuple[str, ...]:
-    """One code per name, each a single token of the vocabulary: A, B, ... then two and three letters.
+def choose_codes(names: Sequence[str], tokenize: Tokenize, given: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """One code per name, each a single token of the vocabulary.
+
+    Args:
+        given: codes that a person chose, by name; the other names get opaque ones, A, B, ... then two and
+            three letters.
 
     Raises:
-        ValueError: the vocabulary has fewer such tokens than there are names.
+        ValueError: a given code is not a single token, is used twice or belongs to no name; or the vocabulary
+            has fewer single-token codes than are needed.
     """
-    singles = (code for code in _candidates() if len(tokenize(code)) == 1)
-    codes = tuple(itertools.islice(singles, len(names)))
-    if len(codes) < len(names):
-        raise ValueError(f"the vocabulary has {len(codes)} single-token codes, {len(names)} labels need one each")
-    return codes
+    given = given or {}
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(f"codes are given for names that are no labels: {', '.join(unknown)}")
+    long = sorted(repr(code) for code in given.values() if len(tokenize(code)) != 1)
+    if long:
+        raise ValueError(f"codes that are not a single token of the vocabulary: {', '.join(long)}")
+    if len(set(given.values())) < len(given):
+        raise ValueError("a code is given twice")
+    needed = len(names) - len(given)
+    singles = (code for code in _candidates() if code not in given.values() and len(tokenize(code)) == 1)
+    opaque = list(itertools.islice(singles, needed))
+    if len(opaque) < needed:
+        raise ValueError(f"the vocabulary has {len(opaque)} single-token codes, {needed} labels need one each")
+    free = iter(opaque)
+    return tuple(given[name] if name in given else next(free) for name in names)
