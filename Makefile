@@ -55,6 +55,7 @@ lint: .venv/all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 clean:  ## remove what the others made (not the data of `make run`)
 	rm -rf .venv build *.egg-info $(MODEL).gguf $(MODEL).test.jsonl

@@ -7,7 +7,6 @@ is what is served; the loss is on the answer code alone. The result is written a
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trainer.recipe import Recipe
 
@@ -154,9 +153,7 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._code_ids = torch.tensor(code_ids)
         self._smoothing = smoothing
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         causal = self.accelerator.unwrap_model(model).get_base_model()
         hidden = causal.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
         rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
@@ -212,8 +209,3 @@ def write_adapter(model: Any, recipe: Recipe, output: Path) -> None:
 
 def _interleave_rotary_halves(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
-
-
-def describe(base: Path) -> str:
-    """The base's torch configuration, for the report."""
-    return json.dumps(AutoConfig.from_pretrained(base.parent, gguf_file=base.name).to_diff_dict())

@@ -56,7 +56,7 @@ class Arrivals:
 def read_samples(path: Path) -> list[Sample]:
     """JSON lines of {"text", "label"}, or plain text, a query a line."""
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.startswith("{"):
             try:
                 row = json.loads(line)
