@@ -68,13 +68,15 @@ def read_adapter(path: Path) -> Adapter:
         raise BuildError(f"there is no adapter at {path}: run `python -m trainer run` with its recipe first")
     try:
         reader = gguf.GGUFReader(path)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise BuildError(f"{path} is not a GGUF: {error}") from error
     alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
     if alpha is None:
         raise BuildError(f"{path} is a GGUF but no LoRA adapter")
     factors = {tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in reader.tensors}
     names = sorted({name.rsplit(".lora_", 1)[0] for name in factors})
+    if single := [name for name in names if not {f"{name}.lora_a", f"{name}.lora_b"} <= factors.keys()]:
+        raise BuildError(f"{path} lacks a factor of its updates: {', '.join(single[:3])}")
     return Adapter({name: (factors[f"{name}.lora_a"], factors[f"{name}.lora_b"]) for name in names}, float(alpha.contents()))
 
 
@@ -107,6 +109,10 @@ def build(
     unknown = sorted(set(adapter.updates if adapter else ()) - set(tensors))
     if unknown:
         raise BuildError(f"the adapter changes tensors that {base.name} does not have: {', '.join(unknown[:3])}")
+    for name, (a, b) in (adapter.updates if adapter else {}).items():
+        shape = [int(size) for size in reversed(tensors[name].shape)]
+        if [*b.shape[:1], *a.shape[1:]] != shape or a.shape[0] != b.shape[1]:
+            raise BuildError(f"the adapter's factors {b.shape} x {a.shape} of {name} do not fit its shape {shape} in {base.name}")
 
     architecture = str(reader.fields["general.architecture"].contents())
     partial = output.with_name(output.name + ".partial")

@@ -175,6 +175,8 @@ async def _wait(redis: Redis, positions: dict[str, str], arrivals: Arrivals, num
 
 
 async def _read(redis: Redis, positions: dict[str, str]) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes]]]]]:
+    async for name in redis.scan_iter(match=STREAMS.topic("") + "*", count=1000):  # a query may go to a label that no sample has
+        positions.setdefault(name.decode(), "0-0")
     found: Any = await redis.xread(cast("Any", positions), block=100)
     return [(name.decode(), entries) for name, entries in found or []]
 
