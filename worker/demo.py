@@ -152,7 +152,7 @@ async def _route(redis_url: str, http_url: str, samples: Sequence[Sample], conso
     console.print(f"XADD to publish, one by one      {_percentiles(alone)}")
     if burst:
         console.print(f"XADD to publish, bursts of {BURST:<4}  {_percentiles(burst)}, {len(burst) / max(burst_s, 0.001):.0f} messages/s")
-    console.print(f"as Prometheus saw it             {_published(http_url)} published, metrics at {http_url}/metrics")
+    console.print(f"as Prometheus saw it             {_published(http_url)} published; metrics were at {http_url}/metrics", soft_wrap=True)
     lost = [n for n in range(len(samples)) if not arrivals.streams[n]]
     doubled = [n for n in range(len(samples)) if len(arrivals.streams[n]) > 1]
     console.print(f"exactly once                     {len(samples) - len(lost) - len(doubled)} of {len(samples)}, "
@@ -183,8 +183,10 @@ async def _read(redis: Redis, positions: dict[str, str]) -> list[tuple[str, list
 
 def _routes(samples: Sequence[Sample], arrivals: Arrivals, labels: Sequence[str]) -> Table:
     table = Table(title="where the queries went", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("category", "queries", "right", "to review", "wrong", "went to instead"):
-        table.add_column(column, justify="left" if column in ("category", "went to instead") else "right", no_wrap=True)
+    table.add_column("category", min_width=14, no_wrap=True)
+    for column in ("queries", "right", "to review", "wrong"):
+        table.add_column(column, justify="right", min_width=len(column), no_wrap=True)
+    table.add_column("went to instead", max_width=30, no_wrap=True)
     totals: Counter[str] = Counter()
     for label in (*labels, *([None] if any(s.label is None for s in samples) else [])):
         numbers = [n for n, sample in enumerate(samples) if sample.label == label]

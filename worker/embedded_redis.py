@@ -36,7 +36,7 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
         *(executable, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory.resolve())),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--logfile", str(log_file.resolve()), "--daemonize", "no"),
     ]
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL)
     try:
         _wait_until_up(process, port, log_file)
         yield f"redis://127.0.0.1:{port}"
@@ -57,9 +57,8 @@ def free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """Linux: a worker that is killed takes its Redis along. A session of its own keeps Ctrl-C from it."""
+    """Linux: a worker that is killed takes its Redis along. (The session of its own keeps Ctrl-C from it.)"""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:

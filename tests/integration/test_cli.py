@@ -118,7 +118,7 @@ def test_replay_wants_to_know_which_and_refuses_an_unknown_id(queue: Queue, redi
     where = {"redis_url": redis_url, "namespace": queue.namespace}
     assert_clear_failure(command("dead", "replay", **where), "--id ID, --reason REASON or --all")
     assert_clear_failure(command("dead", "replay", "--id", "1-1", **where), "there is no dead letter 1-1")
-    assert_clear_failure(command("dead", "replay", "--id", "nonsense", **where), "nonsense")
+    assert_clear_failure(command("dead", "replay", "--id", "nonsense", **where), "Invalid stream ID")
 
 
 def test_doctor_finds_nothing_wrong_and_leaves_no_key(queue: Queue, redis_url: str, model_file: Path) -> None:
