@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trainer.recipe import Recipe
 
+OTHER_TOKENS_WEIGHT = 0.2
+"""How much of the loss is the probability that the model gives to tokens that are no code."""
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -142,10 +144,12 @@ def _dataset(examples: Sequence[TokenExample]) -> Dataset:
 
 
 class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose loss is normalised over the codes alone, at the one position where the code is answered.
+    """SFTTrainer whose loss is normalised over the codes, at the one position where the code is answered.
 
-    That is the distribution which constrained decoding serves, so training spends nothing on tokens that can
-    never be chosen, and the vocabulary's other columns are never computed.
+    That is the distribution which constrained decoding serves, and it is learnt several times faster than that
+    over the whole vocabulary. A second, smaller term draws the probability of all other tokens to the codes:
+    -log of the codes' share. Without it llama.cpp's own grammar sampler, which also allows a code in pieces,
+    may prefer a piece of a wrong one.
     """
 
     def __init__(self, *, code_ids: Sequence[int], smoothing: float, **kwargs: Any) -> None:
@@ -158,9 +162,10 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
         hidden = causal.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
         rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
         codes = self._code_ids.to(hidden.device)
-        logits = hidden[rows, answers - 1].float() @ causal.lm_head.weight[codes].float().T
+        logits = causal.lm_head(hidden[rows, answers - 1]).float()
         truth = (inputs["labels"][rows, answers][:, None] == codes).int().argmax(dim=1)
-        loss = torch.nn.functional.cross_entropy(logits, truth, label_smoothing=self._smoothing)
+        loss = torch.nn.functional.cross_entropy(logits[:, codes], truth, label_smoothing=self._smoothing)
+        loss = loss + OTHER_TOKENS_WEIGHT * (logits.logsumexp(dim=1) - logits[:, codes].logsumexp(dim=1)).mean()
         return (loss, {}) if return_outputs else loss
 
 

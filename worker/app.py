@@ -7,11 +7,11 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import structlog
 import uvicorn
@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from worker import __version__, recovery
-from worker.classifier import Classifier, EngineOptions
+from worker.classifier import Classifier, Decision, EngineOptions, ModelCard
 from worker.delivery import Delivery
 from worker.errors import Fatal, SettingsError
 from worker.health import Health, endpoint
@@ -47,7 +47,19 @@ class Listening:
     redis_url: str
 
 
-async def serve(settings: Settings, classifier: Classifier, on_listening: Callable[[Listening], None] = lambda _: None) -> None:
+class Decides(Protocol):
+    """What a worker needs of a classifier."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def weight_format(self) -> str: ...
+
+    def classify(self, texts: Sequence[str]) -> list[Decision]: ...
+
+
+async def serve(settings: Settings, classifier: Decides, on_listening: Callable[[Listening], None] = lambda _: None) -> None:
     """Run a worker until SIGTERM or SIGINT, then finish what is in flight.
 
     Raises:
@@ -146,7 +158,7 @@ def address(redis: Redis) -> str:
 class Worker:
     """Everything that lives while a worker runs."""
 
-    def __init__(self, settings: Settings, classifier: Classifier) -> None:
+    def __init__(self, settings: Settings, classifier: Decides) -> None:
         self.settings, self.classifier = settings, classifier
         self.streams = Streams(settings.namespace)
         self.redis = connect(settings)

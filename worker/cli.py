@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import structlog
 import typer
+import uvloop
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from rich.text import Text
 from worker import __version__
 from worker import doctor as diagnosis
 from worker.app import Listening, address, check_redis, connect, open_classifier, serve
+from worker.bench import report as benchmark
 from worker.classifier import Decision, EngineError, ModelFileError
 from worker.dead_letters import dead_letters, replay
 from worker.demo import demo as run_demo
@@ -79,7 +81,7 @@ def run(
             settings = load_settings(model=model, redis_url=url, namespace=namespace, http_port=http_port)
         classifier = open_classifier(settings)
         announce = _announce_with_commands if embedded or settings.embedded_redis else _announce
-        asyncio.run(serve(settings, classifier, announce))
+        uvloop.run(serve(settings, classifier, announce))
 
 
 def _announce(at: Listening) -> None:
@@ -296,6 +298,34 @@ def demo(
         raise Fatal(f"there is no file of queries at {queries}")
     if not run_demo(settings.model, read_samples(queries), out):
         raise Fatal("not every query arrived exactly once")
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    texts: Annotated[Path | None, typer.Option(help="Queries, as for demo; the test split beside the model if not given.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: some two minutes.")] = False,
+    redis_url: Annotated[
+        str | None, typer.Option(help="A Redis to measure on, under pointsman-bench:*; an embedded one if not given.")
+    ] = None,
+    save_to: Annotated[Path, typer.Option(help="Where bench.json, latency.csv and latency.png go.")] = Path("bench"),
+    as_json: Json = False,
+) -> None:
+    """Measure engine, pipeline and service, each as a ratio to its limit, on this machine."""
+    settings = load_settings(model=model)
+    texts = texts or settings.model.with_suffix(".test.jsonl")
+    if not texts.is_file():
+        raise Fatal(f"there is no file of queries at {texts}: give one with --texts")
+    queue = [sample.text for sample in read_samples(texts)]
+    report = benchmark.bench(settings.model, queue, err if as_json else out, quick=quick, redis_url=redis_url)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        out.print(benchmark.table(report))
+        for line in benchmark.lines(report):
+            out.print(line, highlight=False, soft_wrap=True)
+    written = benchmark.save(report, save_to)
+    err.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
 
 
 def _stdin_lines() -> Iterator[str]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -25,13 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from worker.embedded_redis import embedded_redis, free_port
+from worker.embedded_redis import embedded_redis
 from worker.errors import Fatal
 from worker.routing import Streams
+from worker.worker_process import PATIENCE_S, worker_process
 
 ONE_BY_ONE = 60
 BURST = 100
-PATIENCE_S = 60.0
 STREAMS = Streams()
 OUT_OF_SCOPE = "out_of_scope"
 
@@ -74,47 +70,11 @@ def demo(model: Path, samples: Sequence[Sample], console: Console) -> bool:
     """Route all samples and print what happened. True if each arrived exactly once."""
     with tempfile.TemporaryDirectory(prefix="pointsman-demo-") as directory, embedded_redis(Path(directory)) as redis_url:
         console.print(f"Redis    {redis_url} (embedded, for this demo alone)")
-        with _worker(redis_url, model, console) as http_url:
+        with ExitStack() as stack:
+            with console.status("loading and checking the model"):
+                http_url = stack.enter_context(worker_process(["worker", "run"], redis_url, {"MODEL": str(model)}))
             console.print(f"worker   {http_url}/metrics  /readyz  /asyncapi")
             return asyncio.run(_route(redis_url, http_url, samples, console))
-
-
-@contextmanager
-def _worker(redis_url: str, model: Path, console: Console) -> Iterator[str]:
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_")} | {
-        "POINTSMAN_REDIS_URL": redis_url,
-        "POINTSMAN_HTTP_PORT": str(port),
-        "POINTSMAN_LOG_LEVEL": "warning",
-    }
-    command = [sys.executable, "-m", "worker", "run", "--model", str(model)]
-    process = subprocess.Popen(command, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with console.status("loading and checking the model"):
-            deadline = time.monotonic() + PATIENCE_S
-            while not _ready(url):
-                if process.poll() is not None:
-                    raise Fatal(f"the worker ended with exit code {process.returncode}; it says why above")
-                if time.monotonic() > deadline:
-                    raise Fatal(f"the worker was not ready after {PATIENCE_S:.0f} s")
-                time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 async def _route(redis_url: str, http_url: str, samples: Sequence[Sample], console: Console) -> bool:

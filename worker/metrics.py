@@ -33,7 +33,7 @@ class Metrics:
             "pointsman_delivery_retries", "Batches that Redis could not take and that were tried again", registry=registry
         )
         self._reclaimed = Counter("pointsman_reclaimed", "Entries claimed from stuck or dead workers", registry=registry)
-        self._tokens = Counter("pointsman_tokens", "Query tokens computed, suffix included", registry=registry)
+        self._tokens = Counter("pointsman_tokens", "Tokens of the queries decided, suffix included", registry=registry)
         self._truncated = Counter("pointsman_truncated", "Queries cut because they were too long", registry=registry)
         self._latency = Histogram(
             "pointsman_latency_seconds",

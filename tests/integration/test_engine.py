@@ -216,10 +216,45 @@ def test_an_answer_depends_neither_on_neighbours_nor_on_order(household: Classif
     assert largest_difference(among_others[::2], alone) < BF16_TOLERANCE
 
 
-def test_asking_again_gives_the_same_answer_to_the_last_bit(household: Classifier, texts: list[str]) -> None:
+def test_asking_again_gives_the_same_answer(household: Classifier, texts: list[str]) -> None:
     first = table(household.classify(texts[:20]))
     household.classify(texts[100:160])
-    assert np.array_equal(table(household.classify(texts[:20])), first)
+    assert largest_difference(table(household.classify(texts[:20])), first) < BF16_TOLERANCE
+
+
+def test_a_query_asked_many_times_in_a_batch_is_computed_once(household: Classifier, texts: list[str]) -> None:
+    before = household.tokens_computed
+    decisions = household.classify([texts[0], texts[1]] * 20)
+    assert household.tokens_computed - before <= decisions[0].tokens + decisions[1].tokens
+    assert largest_difference(table(decisions[::2]), table([decisions[0]] * 20)) == 0
+    assert (decisions[0].label, decisions[1].label) == tuple(one.label for one in household.classify(texts[:2]))
+
+
+def test_what_queries_of_a_batch_begin_with_is_computed_once_and_changes_no_answer(named: Classifier) -> None:
+    alike = [f"How long do I boil {thing}?" for thing in ("an egg", "an onion", "rice", "rice in milk", "potatoes", "potato soup")]
+    expected = one_by_one(named, alike)
+    before = named.tokens_computed
+    decisions = named.classify(alike)
+    steps = len(alike) * len(named.trie.steps)
+    assert named.tokens_computed - before - steps < 0.7 * sum(decision.tokens for decision in decisions)
+    assert largest_difference(table(decisions), expected) < F32_TOLERANCE
+
+
+def test_a_beginning_that_comes_again_and_again_is_no_longer_computed_and_changes_no_answer(named: Classifier, named_file: Path) -> None:
+    holding = Classifier(load(named_file), named.card, EngineOptions(), 32)
+    try:
+        for number in range(140):
+            holding.classify([f"How long do I {number}"])
+        texts = ["How long do I boil an egg?", "How long do I wash my car?", "How are you?", "Can you wash my car?"]
+        saved = []
+        for text in texts:
+            before = holding.tokens_computed
+            (decision,) = holding.classify([text])
+            saved.append(decision.tokens + len(holding.trie.steps) - (holding.tokens_computed - before))
+            assert largest_difference(table([decision]), one_by_one(named, [text])) < F32_TOLERANCE
+        assert saved == [4, 4, 1, 0]
+    finally:
+        holding.close()
 
 
 def test_labels_of_several_tokens_get_the_probabilities_of_a_naive_evaluation(named: Classifier, named_reference: Reference) -> None:
@@ -256,12 +291,11 @@ def test_more_queries_than_fit_one_call_are_all_answered_in_order(named: Classif
     assert largest_difference(found, table(named.classify(QUERIES))) < F32_TOLERANCE
 
 
-@pytest.mark.xfail(strict=True, reason="40 of 59 agree: the grammar also allows word codes in pieces; the next training mends it")
 def test_llama_cpps_grammar_sampler_picks_the_same_label_where_codes_are_single_tokens(
     household: Classifier, household_reference: Reference, texts: list[str]
 ) -> None:
-    """Above nine tenths: the grammar also allows a word code in pieces, such as " a" + "ppliance", and training, which
-    is normalised over the codes, says nothing of those.
+    """Above nine tenths: the grammar also allows a word code in pieces, such as " a" + "ppliance", and training leaves
+    a little probability to those.
     """
     labels = household.card.labels
     compared = agreed = 0

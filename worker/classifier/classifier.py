@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.classifier.calibration import Floats, probabilities
@@ -23,7 +23,7 @@ class Decision:
     probabilities: dict[str, float]
     """The whole distribution, in the order of the label set."""
     tokens: int
-    """Tokens computed for this query, its suffix included."""
+    """Tokens of this query, its suffix included."""
     truncated: bool
     """The query was too long and its middle was left out."""
 
@@ -36,11 +36,10 @@ class Classifier:
         self._model = model
         self._max_query_tokens = max_query_tokens
         self._suffix_ids = model.tokenize(card.prompt.suffix, parse_special=True)
-        if max_query_tokens + len(self._suffix_ids) > options.batch_tokens:
-            raise ValueError(f"max_query_tokens ({max_query_tokens}) and the suffix do not fit a batch of {options.batch_tokens} tokens")
         self.trie = build_trie([model.tokenize(code, parse_special=False) for code in card.labels.codes])
         prefix_ids = model.tokenize(card.prompt.prefix, parse_special=True, add_special=True)
-        self._engine = Engine(model, prefix_ids, self.trie, options)
+        longest = max_query_tokens + len(self._suffix_ids)
+        self._engine = Engine(model, prefix_ids, self.trie, replace(options, batch_tokens=max(options.batch_tokens, longest)))
 
     @classmethod
     def open(
@@ -48,7 +47,7 @@ class Classifier:
         path: Path,
         *,
         options: EngineOptions | None = None,
-        max_query_tokens: int = 512,
+        max_query_tokens: int = 256,
         n_gpu_layers: int = 0,
         sha256: str | None = None,
         check: bool = True,
@@ -89,6 +88,11 @@ class Classifier:
     def log_probabilities(self, queries: Sequence[QueryTokens]) -> Floats:
         """Uncalibrated log-probabilities, shape (queries, labels): what calibration is fitted on."""
         return self._engine.log_probabilities([query.ids for query in queries])
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that llama.cpp has computed so far; fewer than those of all decisions, since beginnings are shared."""
+        return self._engine.tokens_computed
 
     @property
     def weight_format(self) -> str:

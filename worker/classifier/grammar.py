@@ -32,7 +32,7 @@ class Step:
     depth: int
     """Tokens between the end of the prompt and this one; 0 for the first."""
     branches: tuple[int, ...]
-    """The branches (llama.cpp sequences of one query) in which this token is seen."""
+    """The branches (llama.cpp sequences of one query) in which this token is seen: consecutive numbers."""
     choice: int | None
     """Index of the choice made after this token, or None where the next one is forced."""
 
@@ -81,7 +81,7 @@ def build_trie(label_tokens: Sequence[Sequence[int]]) -> Trie:
             below.setdefault(path[:depth], {}).setdefault(token, []).append(label)
 
     inner = sorted((node for node in below if node and len(below[node]) > 1), key=lambda node: (len(node), node))
-    tips = [node for node in inner if not any(other[: len(node)] == node for other in inner if other != node)]
+    tips = sorted(node for node in inner if not any(other[: len(node)] == node for other in inner if other != node))
     ordered = [(), *inner]
 
     needed = sorted({node[:depth] for node in inner for depth in range(1, len(node) + 1)}, key=lambda n: (len(n), n))

@@ -1,0 +1,129 @@
+"""The engine against llama.cpp's own prefill, and against the ordinary way to classify with a GGUF."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import llama_cpp
+
+from worker.bench.rounds import Contestant, rates, ratio
+from worker.classifier import Classifier
+from worker.classifier.engine import available_cores
+from worker.classifier.grammar import gbnf
+from worker.classifier.model_file import load
+
+PREFILL_TOKENS = 512
+ORDINARY_MESSAGES = 12
+"""Queries that the ordinary way gets a round: it is slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """Rates are medians; ratios are medians of the ratios of each round."""
+
+    messages: int
+    tokens_per_message: float
+    prefill_tokens_per_s: float
+    tokens_per_s: float
+    messages_per_s: float
+    to_prefill: float
+    unlike_to_prefill: float
+    ordinary_messages_per_s: float
+    to_ordinary: float
+    forward_pass_s: float
+    """One query alone, the median of its length."""
+
+
+def measure(model: Path, texts: Sequence[str], rounds: int, on_step: Callable[[], None]) -> EngineFigures:
+    """Run all contestants in turns. `texts` is a full queue."""
+    classifier = Classifier.open(model)
+    unlike = unlike_texts(len(texts))
+    n_tokens = {name: sum(len(classifier.encode(text).ids) for text in some) for name, some in (("alike", texts), ("unlike", unlike))}
+
+    def classify(some: Sequence[str], amount: float) -> Contestant:
+        return lambda: (classifier.classify(some), amount)[1]
+
+    alone = sorted(texts, key=lambda text: len(classifier.encode(text).ids))[len(texts) // 2]
+    with prefill(model) as decode, ordinary(classifier, model) as complete:
+        contestants: dict[str, Contestant] = {
+            "prefill": decode,
+            "alike": classify(texts, n_tokens["alike"]),
+            "prefill again": decode,
+            "unlike": classify(unlike, n_tokens["unlike"]),
+            "ordinary": lambda: complete(texts[:ORDINARY_MESSAGES]),
+            "alone": lambda: sum(len(classifier.classify([alone])) for _ in range(8)),
+        }
+        rates(contestants, 1)  # warms caches up
+        found = rates(contestants, rounds, on_step)
+    classifier.close()
+    per_message = n_tokens["alike"] / len(texts)
+    found["messages"] = [rate / per_message for rate in found["alike"]]
+    return EngineFigures(
+        messages=len(texts),
+        tokens_per_message=per_message,
+        prefill_tokens_per_s=median(found["prefill"]),
+        tokens_per_s=median(found["alike"]),
+        messages_per_s=median(found["messages"]),
+        to_prefill=ratio(found, "alike", "prefill"),
+        unlike_to_prefill=ratio(found, "unlike", "prefill again"),
+        ordinary_messages_per_s=median(found["ordinary"]),
+        to_ordinary=ratio(found, "messages", "ordinary"),
+        forward_pass_s=1 / median(found["alone"]),
+    )
+
+
+def unlike_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts with nothing in common: random letters."""
+    source = random.Random(seed)
+    return [" ".join("".join(source.choices(string.ascii_lowercase, k=source.randint(2, 7))) for _ in range(7)) for _ in range(count)]
+
+
+@contextmanager
+def prefill(model: Path) -> Iterator[Contestant]:
+    """llama.cpp's own full-batch prefill of one long text, with the settings that suit it best."""
+    loaded = load(model)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = PREFILL_TOKENS
+    params.n_threads = params.n_threads_batch = available_cores()
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    context = llama_cpp.llama_init_from_model(loaded.handle, params)
+    source = random.Random(0)
+    ids = (llama_cpp.llama_token * PREFILL_TOKENS)(*(source.randrange(1000, loaded.n_tokens) for _ in range(PREFILL_TOKENS)))
+    batch = llama_cpp.llama_batch_get_one(ids, PREFILL_TOKENS)
+
+    def decode() -> float:
+        for _ in range(3):
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
+            llama_cpp.llama_decode(context, batch)
+            llama_cpp.llama_synchronize(context)
+        return 3 * PREFILL_TOKENS
+
+    try:
+        yield decode
+    finally:
+        llama_cpp.llama_free(context)
+        loaded.close()
+
+
+@contextmanager
+def ordinary(classifier: Classifier, model: Path) -> Iterator[Callable[[Sequence[str]], float]]:
+    """What a user of llama-cpp-python would write: `create_completion` with a grammar of the same labels."""
+    llama = llama_cpp.Llama(str(model), n_ctx=1024, n_threads=available_cores(), n_threads_batch=available_cores(), verbose=False)
+    grammar = llama_cpp.LlamaGrammar.from_string(gbnf(classifier.card.labels.codes), verbose=False)
+    prompt = classifier.card.prompt
+
+    def complete(texts: Sequence[str]) -> float:
+        for text in texts:
+            llama.create_completion(prompt.prefix + text + prompt.suffix, grammar=grammar, max_tokens=8, temperature=0.0)
+        return len(texts)
+
+    try:
+        yield complete
+    finally:
+        llama.close()

@@ -1,0 +1,182 @@
+"""All benchmarks in turn, and their figures as a table, JSON, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from redis import Redis
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from worker.bench import engine, service
+from worker.classifier import Classifier
+from worker.classifier.engine import available_cores, system_info
+from worker.embedded_redis import embedded_redis
+
+GOALS = {
+    "engine / prefill": 1.15,
+    "engine / prefill, unlike texts": 1.0,
+    "engine / create_completion": 10.0,
+    "through Redis / engine": 0.97,
+    "stand-in / bare redis-py": 0.4,
+}
+CEILINGS = {"p50 alone / forward pass": 1.3, "p99 at half load / forward pass": 3.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything measured in one run on one machine."""
+
+    machine: dict[str, Any]
+    ratios: dict[str, float]
+    engine: engine.EngineFigures
+    through_redis_per_s: float
+    stand_in_per_s: float
+    bare_redis_per_s: float
+    latencies: list[service.Latency]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, redis_url: str | None = None) -> Report:
+    """Measure engine, pipeline and whole service. `texts` is the queue; `quick` takes fewer rounds.
+
+    Raises:
+        Fatal: Redis or a worker does not start or does not finish.
+    """
+    rounds, seconds, shares = (3, 4.0, (0.25, 0.5, 0.75)) if quick else (7, 12.0, (0.1, 0.25, 0.5, 0.75, 0.9))
+    stand_in_messages = 20_000 if quick else 60_000
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with ExitStack() as stack:
+        bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
+        steps = {"engine": 6 * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
+        tasks = {name: bar.add_task(name, total=total) for name, total in steps.items()}
+        if redis_url is None:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pointsman-bench-"))
+            redis_url = stack.enter_context(embedded_redis(Path(directory)))
+        redis = stack.enter_context(Redis.from_url(redis_url))
+        stack.callback(service.clear, redis)
+
+        figures = engine.measure(model, texts, rounds, lambda: bar.advance(tasks["engine"]))
+        whole = service.end_to_end(redis, redis_url, model, texts, rounds, lambda: bar.advance(tasks["through Redis"]))
+        through, _, through_ratio = service.overall(whole)
+        stand_in, bare = [], []
+        for _ in range(rounds):
+            service.clear(redis)
+            service.fill(redis, texts, stand_in_messages)
+            bare.append(service.bare_lua(redis, int(service.STAND_IN_SETTINGS["BATCH_SIZE"]), stand_in_messages))
+            service.clear(redis)
+            with service.worker(redis_url, model, pace_s=0.0, **service.STAND_IN_SETTINGS):
+                stand_in.append(service.saturate(redis, texts, stand_in_messages).messages_per_s)
+            bar.advance(tasks["stand-in"])
+        service.clear(redis)
+        with service.worker(redis_url, model):
+            offered = [0.0, *(share * through for share in shares)]
+            times = service.latencies(redis, texts, offered, seconds, lambda: bar.advance(tasks["latency"]))
+
+    forward_ms = figures.forward_pass_s * 1000
+    half = min(times[1:], key=lambda latency: abs(latency.offered_per_s - through / 2))
+    ratios = {
+        "engine / prefill": figures.to_prefill,
+        "engine / prefill, unlike texts": figures.unlike_to_prefill,
+        "engine / create_completion": figures.to_ordinary,
+        "through Redis / engine": through_ratio,
+        "stand-in / bare redis-py": median(left / right for left, right in zip(stand_in, bare, strict=True)),
+        "p50 alone / forward pass": times[0].p50_ms / forward_ms,
+        "p99 at half load / forward pass": half.p99_ms / forward_ms,
+    }
+    return Report(machine(model), ratios, figures, through, median(stand_in), median(bare), times)
+
+
+def machine(model: Path) -> dict[str, Any]:
+    """What the figures were made on and with."""
+    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    classifier = Classifier.open(model)
+    card, weights = classifier.card, classifier.weight_format
+    classifier.close()
+    return {
+        "cpu": cpu,
+        "cores": available_cores(),
+        "features": system_info(),
+        "model": f"{card.name} {card.version} ({card.base})",
+        "format": weights,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("llama-cpp-python", "faststream", "redis")},
+    }
+
+
+def table(report: Report) -> Table:
+    made = report.machine
+    title = f"{made['model']}, {made['format']}, on {made['cores']} cores of {made['cpu']}"
+    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    grid.add_column("ratio (median)", no_wrap=True)
+    for column in ("measured", "goal"):
+        grid.add_column(column, justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    for name, value in report.ratios.items():
+        reached = value <= CEILINGS[name] if name in CEILINGS else value >= GOALS[name]
+        goal = f"<= {CEILINGS[name]:g}" if name in CEILINGS else f">= {GOALS[name]:g}"
+        grid.add_row(name, f"{value:.2f}", goal, "ok" if reached else "missed", style="" if reached else "yellow")
+    return grid
+
+
+def lines(report: Report) -> list[str]:
+    """The absolute figures, which hold for this machine at this moment only."""
+    figures = report.engine
+    return [
+        f"engine            {figures.messages_per_s:,.0f} messages/s, {figures.tokens_per_s:,.0f} tokens/s "
+        f"({figures.tokens_per_message:.1f} tokens a message)",
+        f"llama.cpp prefill {figures.prefill_tokens_per_s:,.0f} tokens/s",
+        f"create_completion {figures.ordinary_messages_per_s:,.1f} messages/s",
+        f"one query alone   {figures.forward_pass_s * 1000:.1f} ms of computing",
+        f"through Redis     {report.through_redis_per_s:,.0f} messages/s",
+        f"stand-in model    {report.stand_in_per_s:,.0f} messages/s; bare redis-py {report.bare_redis_per_s:,.0f}",
+        *(
+            f"latency           {'one at a time' if not at.offered_per_s else f'{at.offered_per_s:.0f} messages/s':<16} "
+            f"p50 {at.p50_ms:.0f} ms, p99 {at.p99_ms:.0f} ms"
+            for at in report.latencies
+        ),
+    ]
+
+
+def save(report: Report, directory: Path) -> list[Path]:
+    """Write bench.json, latency.csv and, where matplotlib is installed, latency.png. Returns what was written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = [directory / "bench.json", directory / "latency.csv"]
+    written[0].write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    with written[1].open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("offered_per_s", "messages", "p50_ms", "p99_ms"))
+        rows.writerows((round(at.offered_per_s, 2), at.messages, at.p50_ms, at.p99_ms) for at in report.latencies)
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return written
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    loaded = [at for at in report.latencies if at.offered_per_s]
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for name, values in (("p50", [at.p50_ms for at in loaded]), ("p99", [at.p99_ms for at in loaded])):
+        axes.plot([at.offered_per_s for at in loaded], values, marker="o", label=name)
+    axes.axhline(report.engine.forward_pass_s * 1000, linestyle=":", color="grey", label="one forward pass")
+    axes.axvline(report.through_redis_per_s, linestyle="--", color="grey", label="saturated")
+    axes.set(xlabel="messages per second, arriving at random", ylabel="XADD to publish, ms", ylim=(0, None), xlim=(0, None))
+    axes.set_title(f"{report.machine['model']}, {report.machine['format']}, {report.machine['cores']} cores", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(directory / "latency.png", dpi=150)
+    return [*written, directory / "latency.png"]

@@ -1,0 +1,58 @@
+"""A worker as a child process: for the demo and the benchmark."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from worker.embedded_redis import free_port
+from worker.errors import Fatal
+
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def worker_process(command: Sequence[str], redis_url: str, settings: Mapping[str, str]) -> Iterator[str]:
+    """Run `python -m command`; yields its HTTP address once it is ready. It is stopped by SIGTERM.
+
+    Args:
+        settings: by the names of the environment, without POINTSMAN_. Nothing else of the caller's settings is passed on.
+
+    Raises:
+        Fatal: it ended, or was not ready in time.
+    """
+    port = free_port()
+    own = {"REDIS_URL": redis_url, "HTTP_PORT": str(port), "LOG_LEVEL": "warning", **settings}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_")}
+    environment |= {f"POINTSMAN_{name}": value for name, value in own.items()}
+    process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not _ready(url):
+            if process.poll() is not None:
+                raise Fatal(f"the worker ended with exit code {process.returncode}; it says why above")
+            if time.monotonic() > deadline:
+                raise Fatal(f"the worker was not ready after {PATIENCE_S:.0f} s")
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
