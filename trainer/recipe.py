@@ -67,6 +67,8 @@ class Training(_Section):
     lora_rank: Annotated[int, Field(ge=1)] = 16
     lora_alpha: Annotated[int, Field(ge=1)] = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each query's tokens that the rest does not see in a step, so that no single word decides."""
     max_query_tokens: Annotated[int, Field(ge=1)] = 128
 
 

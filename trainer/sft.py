@@ -76,6 +76,7 @@ def train_adapter(
     trainer = _CodeTrainer(
         code_ids=code_ids,
         smoothing=settings.label_smoothing,
+        token_dropout=settings.token_dropout,
         model=model,
         processing_class=tokenizer,
         train_dataset=_dataset(train),
@@ -152,15 +153,22 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
     may prefer a piece of a wrong one.
     """
 
-    def __init__(self, *, code_ids: Sequence[int], smoothing: float, **kwargs: Any) -> None:
+    def __init__(self, *, code_ids: Sequence[int], smoothing: float, token_dropout: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._code_ids = torch.tensor(code_ids)
         self._smoothing = smoothing
+        self._token_dropout = token_dropout
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         causal = self.accelerator.unwrap_model(model).get_base_model()
-        hidden = causal.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
         rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
+        mask = inputs["attention_mask"]
+        if model.training and self._token_dropout:
+            hidden_tokens = torch.rand(mask.shape, device=mask.device) < self._token_dropout
+            columns = torch.arange(mask.shape[1], device=mask.device)
+            within = (columns > 0) & (columns < answers[:, None] - 1)  # neither the first token, the attention's sink, nor the suffix
+            mask = mask * ~(hidden_tokens & within)
+        hidden = causal.model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
         codes = self._code_ids.to(hidden.device)
         logits = causal.lm_head(hidden[rows, answers - 1]).float()
         truth = (inputs["labels"][rows, answers][:, None] == codes).int().argmax(dim=1)

@@ -175,7 +175,7 @@ class Worker:
             self.streams,
             Delivery(self.redis, self.streams.queries, settings.group, settings.retention),
             self.metrics,
-            Limits(settings.batch_size, settings.max_in_flight, settings.max_text_bytes, settings.max_deliveries),
+            Limits(settings.batch_size, settings.in_flight_limit, settings.max_text_bytes, settings.max_deliveries),
             self._inference_thread,
         )
         self._working: asyncio.Task[None] | None = None

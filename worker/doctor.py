@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 
 from worker.app import address, check_redis, connect, open_classifier
 from worker.classifier import EngineError, ModelFileError
-from worker.classifier.engine import available_cores, system_info
+from worker.classifier.cores import available_cores
+from worker.classifier.engine import system_info
 from worker.errors import Fatal
 from worker.recovery import backlog
 from worker.routing import Streams

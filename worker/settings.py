@@ -33,8 +33,8 @@ class Settings(BaseSettings):
     consumer: Annotated[str, Field(min_length=1, description="Name of this worker in the group; unique")] = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     )
-    batch_size: Annotated[int, Field(ge=1, le=256, description="Most queries classified in one call")] = 32
-    max_in_flight: Annotated[int, Field(ge=1, description="Most entries read and not yet delivered")] = 128
+    batch_size: Annotated[int, Field(ge=1, le=256, description="Most queries classified at a time")] = 64
+    max_in_flight: Annotated[int | None, Field(ge=1, description="Most entries read and not yet delivered; four batches if unset")] = None
     max_text_bytes: Annotated[int, Field(ge=1, description="Longer texts go to the dead stream")] = 65_536
     max_query_tokens: Annotated[int, Field(ge=8, le=1024, description="Longer queries lose their middle and are flagged")] = 256
     threads: Annotated[int | None, Field(ge=1, description="CPU threads of llama.cpp; all cores this process may use if unset")] = None
@@ -51,6 +51,11 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "json", "console"], Field(description="auto: console on a terminal, else json")] = "auto"
     embedded_redis: Annotated[Path | None, Field(description="Start a Redis of one's own that keeps its data in this directory")] = None
 
+    @property
+    def in_flight_limit(self) -> int:
+        """Most entries read and not yet delivered."""
+        return 4 * self.batch_size if self.max_in_flight is None else self.max_in_flight
+
     @field_validator("namespace")
     @classmethod
     def _namespace_is_printable(cls, value: str) -> str:
@@ -60,7 +65,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _claiming_spares_the_busy(self) -> Self:
-        batches = -(-self.max_in_flight // self.batch_size) + 2
+        batches = -(-self.in_flight_limit // self.batch_size) + 2
         longest_s = batches * self.batch_timeout_s
         if self.claim_after_s < longest_s:
             raise ValueError(

@@ -91,6 +91,11 @@ def test_a_claim_after_as_long_as_the_work_in_flight_is_accepted() -> None:
     assert load_settings(claim_after_s=60, batch_size=32, max_in_flight=128, batch_timeout_s=10).claim_after_s == 60
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 256])
+def test_a_batch_size_alone_is_accepted_since_what_is_in_flight_follows_it(batch_size: int) -> None:
+    assert load_settings(batch_size=batch_size).in_flight_limit == 4 * batch_size
+
+
 def test_several_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTSMAN_TYPO", "1")
     monkeypatch.setenv("POINTSMAN_BATCH_SIZE", "many")

@@ -14,7 +14,7 @@ import llama_cpp
 
 from worker.bench.rounds import Contestant, rates, ratio
 from worker.classifier import Classifier
-from worker.classifier.engine import available_cores
+from worker.classifier.cores import available_cores
 from worker.classifier.grammar import gbnf
 from worker.classifier.model_file import load
 

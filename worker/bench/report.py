@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from redis import Redis
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,17 +21,20 @@ from rich.table import Table
 
 from worker.bench import engine, service
 from worker.classifier import Classifier
-from worker.classifier.engine import available_cores, system_info
+from worker.classifier.cores import available_cores
+from worker.classifier.engine import system_info
 from worker.embedded_redis import embedded_redis
 
 GOALS = {
-    "engine / prefill": 1.15,
+    "engine / prefill": 1.0,
     "engine / prefill, unlike texts": 1.0,
     "engine / create_completion": 10.0,
     "through Redis / engine": 0.97,
     "stand-in / bare redis-py": 0.4,
 }
 CEILINGS = {"p50 alone / forward pass": 1.3, "p99 at half load / forward pass": 3.0}
+SCALE_PACE_S = 0.005
+SCALE_WORKERS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Report:
     stand_in_per_s: float
     bare_redis_per_s: float
     latencies: list[service.Latency]
+    scale_out: dict[int, float]
+    """Messages/s by number of workers, with a stand-in model of SCALE_PACE_S a message; empty in a quick run."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,29 +67,35 @@ def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, r
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
         steps = {"engine": 6 * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
+        counts = () if quick else SCALE_WORKERS
+        steps |= {"scale-out": len(counts)} if counts else {}
         tasks = {name: bar.add_task(name, total=total) for name, total in steps.items()}
         if redis_url is None:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pointsman-bench-"))
             redis_url = stack.enter_context(embedded_redis(Path(directory)))
-        redis = stack.enter_context(Redis.from_url(redis_url))
-        stack.callback(service.clear, redis)
+        made = machine(model)
+        running = service.make(redis_url, model, made.pop("labels"))
+        stack.callback(service.clear, running)
 
         figures = engine.measure(model, texts, rounds, lambda: bar.advance(tasks["engine"]))
-        whole = service.end_to_end(redis, redis_url, model, texts, rounds, lambda: bar.advance(tasks["through Redis"]))
-        through, _, through_ratio = service.overall(whole)
-        stand_in, bare = [], []
+        whole, stand_in, times = [], [], []
         for _ in range(rounds):
-            service.clear(redis)
-            service.fill(redis, texts, stand_in_messages)
-            bare.append(service.bare_lua(redis, int(service.STAND_IN_SETTINGS["BATCH_SIZE"]), stand_in_messages))
-            service.clear(redis)
-            with service.worker(redis_url, model, pace_s=0.0, **service.STAND_IN_SETTINGS):
-                stand_in.append(service.saturate(redis, texts, stand_in_messages).messages_per_s)
+            whole.append(service.through_redis(running, texts))
+            bar.advance(tasks["through Redis"])
+        for _ in range(rounds):
+            stand_in.append(service.stand_in(running, texts, stand_in_messages))
             bar.advance(tasks["stand-in"])
-        service.clear(redis)
-        with service.worker(redis_url, model):
-            offered = [0.0, *(share * through for share in shares)]
-            times = service.latencies(redis, texts, offered, seconds, lambda: bar.advance(tasks["latency"]))
+        through = median(rate for rate, _ in whole)
+        service.clear(running)
+        with service.worker(running):
+            for share in (0.0, *shares):
+                times.append(service.latency(running, texts, share * through, seconds))
+                bar.advance(tasks["latency"])
+
+        scaled = {}
+        for count in counts:
+            scaled[count] = service.scale_out(running, count, SCALE_PACE_S, seconds=6.0)
+            bar.advance(tasks["scale-out"])
 
     forward_ms = figures.forward_pass_s * 1000
     half = min(times[1:], key=lambda latency: abs(latency.offered_per_s - through / 2))
@@ -93,12 +103,13 @@ def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, r
         "engine / prefill": figures.to_prefill,
         "engine / prefill, unlike texts": figures.unlike_to_prefill,
         "engine / create_completion": figures.to_ordinary,
-        "through Redis / engine": through_ratio,
-        "stand-in / bare redis-py": median(left / right for left, right in zip(stand_in, bare, strict=True)),
+        "through Redis / engine": median(through / alone for through, alone in whole),
+        "stand-in / bare redis-py": median(worker / bare for worker, bare in stand_in),
         "p50 alone / forward pass": times[0].p50_ms / forward_ms,
         "p99 at half load / forward pass": half.p99_ms / forward_ms,
     }
-    return Report(machine(model), ratios, figures, through, median(stand_in), median(bare), times)
+    bare_per_s = median(bare for _, bare in stand_in)
+    return Report(made, ratios, figures, through, median(worker for worker, _ in stand_in), bare_per_s, times, scaled)
 
 
 def machine(model: Path) -> dict[str, Any]:
@@ -113,6 +124,7 @@ def machine(model: Path) -> dict[str, Any]:
         "features": system_info(),
         "model": f"{card.name} {card.version} ({card.base})",
         "format": weights,
+        "labels": card.labels.names,
         "python": platform.python_version(),
         **{name: version(name) for name in ("llama-cpp-python", "faststream", "redis")},
     }
@@ -148,6 +160,10 @@ def lines(report: Report) -> list[str]:
             f"latency           {'one at a time' if not at.offered_per_s else f'{at.offered_per_s:.0f} messages/s':<16} "
             f"p50 {at.p50_ms:.0f} ms, p99 {at.p99_ms:.0f} ms"
             for at in report.latencies
+        ),
+        *(
+            f"{count:>2} paced workers  {rate:,.0f} messages/s, {rate / count / report.scale_out[1]:.2f} of linear"
+            for count, rate in report.scale_out.items()
         ),
     ]
 

@@ -15,6 +15,7 @@ import uvloop
 from worker.app import serve
 from worker.classifier import Decision, ModelCard
 from worker.classifier.model_file import load, parse_card
+from worker.logs import configure
 from worker.settings import load_settings
 
 
@@ -41,7 +42,9 @@ def main(model: Path, pace_s: float) -> None:
     loaded = load(model, vocab_only=True)
     card = parse_card(loaded.metadata, str(model))
     loaded.close()
-    uvloop.run(serve(load_settings(), StandIn(card, pace_s)))
+    settings = load_settings()
+    configure(settings.log_level, settings.log_format)
+    uvloop.run(serve(settings, StandIn(card, pace_s)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from worker.classifier.calibration import Floats, probabilities
@@ -38,8 +38,7 @@ class Classifier:
         self._suffix_ids = model.tokenize(card.prompt.suffix, parse_special=True)
         self.trie = build_trie([model.tokenize(code, parse_special=False) for code in card.labels.codes])
         prefix_ids = model.tokenize(card.prompt.prefix, parse_special=True, add_special=True)
-        longest = max_query_tokens + len(self._suffix_ids)
-        self._engine = Engine(model, prefix_ids, self.trie, replace(options, batch_tokens=max(options.batch_tokens, longest)))
+        self._engine = Engine(model, prefix_ids, self.trie, max_query_tokens + len(self._suffix_ids), options)
 
     @classmethod
     def open(

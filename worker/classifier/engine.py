@@ -10,10 +10,8 @@ text is ever generated: the logits at each choice are read for the allowed token
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -22,6 +20,7 @@ import numpy.typing as npt
 
 from worker.classifier.batch import PAD, Ints, Plan, plan, shared_with_previous, token_matrix
 from worker.classifier.calibration import Floats
+from worker.classifier.cores import available_cores
 from worker.classifier.grammar import END, Trie, build_trie
 from worker.classifier.model_file import LoadedModel
 from worker.classifier.prefix_cache import PrefixCache
@@ -45,26 +44,15 @@ class EngineError(Exception):
 class EngineOptions:
     """How much llama.cpp computes at a time, and with how many threads."""
 
-    batch_tokens: int = 512
-    """Query tokens in one call; the KV cache is sized for them."""
+    batch_tokens: int = 255
+    """Query tokens in one call, unless one query alone is longer. llama.cpp's attention looks at its cache in steps of 256
+    cells; with a prefix of one token these fill one step, and larger calls are slower on a CPU."""
     micro_batch_tokens: int = 512
     sequences: int = 64
     """llama.cpp sequences in one call: queries times branches of the trie."""
     threads: int | None = None
     hold_prefixes: bool = True
     """Whether common beginnings of queries stay in the KV cache."""
-
-
-def available_cores() -> int:
-    """Cores this process may use: its CPU affinity, cut by the cgroup's quota (containers)."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
 
 
 def system_info() -> str:
@@ -75,7 +63,7 @@ def system_info() -> str:
 class Engine:
     """One llama.cpp context over a loaded model. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: LoadedModel, prefix_ids: Sequence[int], trie: Trie, options: EngineOptions) -> None:
+    def __init__(self, model: LoadedModel, prefix_ids: Sequence[int], trie: Trie, longest_query: int, options: EngineOptions) -> None:
         self._model, self._trie, self._options = model, trie, options
         self.tokens_computed = 0
         """Tokens that llama.cpp was given so far, the prompt's prefix included."""
@@ -87,7 +75,8 @@ class Engine:
         self._cache = PrefixCache(held_cells)
         self._queries_per_call = n_sequences // trie.n_branches
         self._ends = np.asarray(model.end_tokens, dtype=np.int64)
-        self._capacity = options.batch_tokens + self._queries_per_call * len(trie.steps)
+        self._longest_query = longest_query
+        self._capacity = max(options.batch_tokens, longest_query) + self._queries_per_call * len(trie.steps)
 
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self._prefix_length + self._capacity + held_cells + 32
@@ -96,6 +85,9 @@ class Engine:
         params.n_seq_max = n_sequences + held_cells
         params.n_threads = params.n_threads_batch = options.threads or available_cores()
         params.kv_unified = True
+        if not llama_cpp.llama_supports_gpu_offload():
+            # The cache is small, and a CPU converts half precision back at every use of it: a tenth of all time.
+            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
         self._context: Any = llama_cpp.llama_init_from_model(model.handle, params)
@@ -110,18 +102,18 @@ class Engine:
             llama_cpp.llama_free(self._context)
             self._context = None
 
-    def log_probabilities(self, queries: Sequence[Sequence[int]]) -> Floats:
+    def log_probabilities(self, queries: Sequence[list[int]]) -> Floats:
         """Exact constrained log-probabilities of every label for every query; shape (queries, labels).
 
         Args:
-            queries: token ids of each query with its suffix, at most `batch_tokens` each.
+            queries: token ids of each query with its suffix, at most `longest_query` each.
 
         Raises:
             EngineError: llama.cpp could not compute a batch.
         """
         n_labels = sum(len(labels) for labels in self._trie.choices[0].labels)
         scores = np.empty((len(queries), n_labels))
-        order = sorted(range(len(queries)), key=queries.__getitem__)
+        order = sorted(range(len(queries)), key=lambda number: queries[number])
         for start in range(0, len(order), _SORTED_AT_ONCE):
             chunk = order[start : start + _SORTED_AT_ONCE]
             matrix, lengths = token_matrix([queries[number] for number in chunk])
@@ -137,8 +129,8 @@ class Engine:
     def _calls(self, shared: Ints, lengths: Ints) -> Iterator[slice]:
         """Cut distinct queries, in order, into runs that fit one call each."""
         budget = self._options.batch_tokens
-        if len(lengths) and int(lengths.max()) > budget:
-            raise EngineError(f"a query of {lengths.max()} tokens exceeds the batch of {budget}")
+        if int(lengths.max()) > self._longest_query:
+            raise EngineError(f"a query of {lengths.max()} tokens is longer than {self._longest_query}")
         start = tokens = 0
         for row, (length, alone) in enumerate(zip((lengths - shared).tolist(), lengths.tolist(), strict=True)):
             if row > start and (row - start == self._queries_per_call or tokens + length > budget):

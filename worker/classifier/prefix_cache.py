@@ -70,7 +70,8 @@ class PrefixCache:
         columns = np.arange(DEPTH)
         starts = columns >= shared[:, None]
         row, column = np.nonzero(starts & (rows != PAD))
-        computed = np.vstack((np.zeros((1, DEPTH), dtype=np.int64), np.cumsum(own[:, None] <= columns, axis=0)))
+        computed = np.zeros((len(rows) + 1, DEPTH), dtype=np.int64)
+        computed[1:] = np.cumsum(own[:, None] <= columns, axis=0)
         worth = computed[run_ends(starts)[row, column], column] - computed[row, column]
         ranking = np.lexsort((column, -worth))
         chosen = ranking[worth[ranking] >= _SEEN][: self._cells]

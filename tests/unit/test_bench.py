@@ -1,0 +1,92 @@
+"""How figures are taken and shown; what is measured is tested in integration."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from worker.bench.engine import EngineFigures, unlike_texts
+from worker.bench.report import CEILINGS, GOALS, Report, lines, save, table
+from worker.bench.rounds import rates, ratio
+from worker.bench.service import Latency
+
+FIGURES = EngineFigures(
+    messages=100,
+    tokens_per_message=20.0,
+    prefill_tokens_per_s=1500.0,
+    tokens_per_s=1800.0,
+    messages_per_s=90.0,
+    to_prefill=1.2,
+    unlike_to_prefill=1.05,
+    ordinary_messages_per_s=15.0,
+    to_ordinary=6.0,
+    forward_pass_s=0.02,
+)
+REPORT = Report(
+    machine={"cpu": "a CPU", "cores": 2, "model": "household 1 (base)", "format": "BF16"},
+    ratios=dict.fromkeys(GOALS, 100.0) | dict.fromkeys(CEILINGS, 1.0) | {"engine / create_completion": 6.0},
+    engine=FIGURES,
+    through_redis_per_s=88.0,
+    stand_in_per_s=40_000.0,
+    bare_redis_per_s=80_000.0,
+    latencies=[Latency(0.0, 40, 24.0, 30.0), Latency(22.0, 200, 25.0, 60.0), Latency(66.0, 600, 40.0, 140.0)],
+    scale_out={1: 200.0, 2: 396.0},
+)
+
+
+def shown(width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    console.print(table(REPORT))
+    for line in lines(REPORT):
+        console.print(line)
+    return console.export_text()
+
+
+def test_contestants_take_turns_and_rates_are_work_per_second() -> None:
+    turns: list[str] = []
+
+    def work(name: str, seconds: float) -> float:
+        turns.append(name)
+        time.sleep(seconds)
+        return 1.0
+
+    found = rates({"slow": lambda: work("slow", 0.04), "fast": lambda: work("fast", 0.01)}, rounds=3)
+    assert turns == ["slow", "fast"] * 3
+    assert all(rate < 1 / 0.04 for rate in found["slow"])
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    assert ratio({"a": [10.0, 30.0, 1.0], "b": [5.0, 10.0, 10.0]}, "a", "b") == 2.0
+
+
+def test_the_table_says_which_goals_are_missed() -> None:
+    rows = {line.split("  ")[1].strip(): line for line in shown().splitlines() if ">=" in line or "<=" in line}
+    assert "missed" in rows["engine / create_completion"]
+    assert sum("missed" in row for row in rows.values()) == 1
+    assert len(rows) == len(GOALS) + len(CEILINGS)
+
+
+def test_the_figures_name_their_units_and_the_share_of_linear() -> None:
+    text = shown()
+    assert "90 messages/s, 1,800 tokens/s" in text
+    assert "one at a time    p50 24 ms, p99 30 ms" in text
+    assert "2 paced workers  396 messages/s, 0.99 of linear" in text
+
+
+def test_figures_are_saved_for_machines_and_as_a_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    written = save(REPORT, tmp_path / "bench")
+    assert [path.name for path in written] == ["bench.json", "latency.csv", "latency.png"]
+    assert json.loads(written[0].read_text())["ratios"] == REPORT.ratios
+    assert written[1].read_text().splitlines()[1:] == ["0.0,40,24.0,30.0", "22.0,200,25.0,60.0", "66.0,600,40.0,140.0"]
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_unlike_texts_share_no_words() -> None:
+    texts = unlike_texts(50)
+    assert len({text.split()[0] for text in texts}) > 45
+    assert unlike_texts(50) == texts
