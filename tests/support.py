@@ -53,7 +53,8 @@ def wait_for(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) ->
 def environment(**settings: Any) -> dict[str, str]:
     """This process' environment with these settings, and none that the developer has set."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("POINTSMAN_")}
-    return inherited | {f"POINTSMAN_{name.upper()}": str(value) for name, value in settings.items()} | {"COLUMNS": "200"}
+    untuned = {"POINTSMAN_CACHE_DIR": str(ROOT / ".pointsman" / "never-made")}
+    return inherited | untuned | {f"POINTSMAN_{name.upper()}": str(value) for name, value in settings.items()} | {"COLUMNS": "200"}
 
 
 def command(

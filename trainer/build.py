@@ -45,6 +45,11 @@ def model_file_of(directory: Path) -> Path:
     return directory.with_name(directory.name + ".gguf")
 
 
+def directory_of(model: Path) -> Path:
+    """The directory that belongs to a GGUF: the other way of `model_file_of`."""
+    return model.with_suffix("")
+
+
 def read_metadata(directory: Path) -> dict[str, Any]:
     """The value of each `pointsman.*` key, as training left them in a model's directory.
 

@@ -133,6 +133,46 @@ def baseline(
     Console().print(table)
 
 
+@app.command()
+def peers(
+    model: Annotated[Path, typer.Argument(help="A Pointsman GGUF.")],
+    data: DataFile,
+    split: SplitName = "all",
+    train: Annotated[list[Path] | None, typer.Option(help="What to train the peers on; may be given again.", show_default=False)] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all classify all.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Compare with other classifiers, and with the same weights in torch, on these queries and this machine.
+
+    The peers are trained on --train and, with --split test or validation, on the training part of the data.
+    """
+    from trainer import peers as measuring  # torch and scikit-learn
+
+    metadata = building.read_metadata(building.directory_of(model))
+    taught = [example for path in train or [] for example in dataset.load_examples(path)]
+    if split in ("test", "validation"):
+        taught += _examples(data, "train", metadata["training"])
+    if not taught:
+        raise DataError("the peers need something to learn from: give --train FILE, or --split test")
+    test = _examples(data, split, metadata["training"])
+    with _progress("comparing") as bar:
+        task = bar.add_task("comparing", total=None)
+        found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what))
+    if as_json:
+        print(json.dumps({"train": len(taught), "n": len(test)} | measuring.as_dict(found, peak)))
+        return
+    table = Table(title=f"{len(test)} queries of {data.name} ({split}); peers trained on {len(taught)}")
+    for column in ("", "accuracy", "messages/s", "to the engine"):
+        table.add_column(column, justify="right" if column else "left")
+    for peer in found:
+        accuracy = "other labels" if peer.accuracy is None else f"{peer.accuracy:.1%}"
+        table.add_row(peer.name, accuracy, f"{peer.messages_per_s:,.0f}", f"{peer.to_engine:.2f}")
+    out = Console()
+    out.print(table)
+    for name, gflops in peak.gflops.items():
+        out.print(f"torch's {name} products at these shapes: {gflops:,.0f} GFLOPS; the engine uses {peak.share[name]:.0%} of that")
+
+
 @app.command("split")
 def split_command(
     data: Annotated[Path, typer.Argument(help="A data file.")],

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NEAR_DUPLICATE = 0.6
 """Jaccard similarity of character trigrams from which two texts count as the same."""
+_BUCKETS, _ROWS_AT_ONCE = 2048, 256
 
 
 class DataError(Exception):
@@ -143,19 +147,33 @@ def _trigrams(text: str) -> set[str]:
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> list[tuple[int, int]]:
-    """Pairs of texts whose character trigrams overlap by at least `threshold` (Jaccard)."""
+    """Pairs of texts whose character trigrams overlap by at least `threshold` (Jaccard), the earlier text first.
+
+    A matrix product of hashed trigram counts bounds every pair's overlap from above; only what may be enough is compared.
+    """
     shingles = [_trigrams(text) for text in texts]
-    index: dict[str, list[int]] = defaultdict(list)
+    counts = np.zeros((len(texts), _BUCKETS), dtype=np.float32)
+    for row, shingle in enumerate(shingles):
+        counts[row] = np.bincount([zlib.crc32(gram.encode()) % _BUCKETS for gram in shingle], minlength=_BUCKETS)
+    sizes = counts.sum(axis=1)
     pairs = []
-    for current, shingle in enumerate(shingles):
-        shared: Counter[int] = Counter()
-        for gram in shingle:
-            shared.update(index[gram])
-            index[gram].append(current)
-        for other, count in shared.items():
-            if count / (len(shingle) + len(shingles[other]) - count) >= threshold:
+    for start in range(0, len(texts), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(texts))
+        most_shared = counts[start:stop] @ counts[:stop].T
+        enough = threshold / (1 + threshold) * (sizes[start:stop, None] + sizes[:stop])
+        for row, other in np.argwhere(most_shared > enough - 0.5).tolist():
+            current = start + row
+            shared = len(shingles[current] & shingles[other])
+            if other < current and shared >= threshold * (len(shingles[current]) + len(shingles[other]) - shared):
                 pairs.append((other, current))
     return pairs
+
+
+def without_copies(examples: Sequence[Example], of: Sequence[Example]) -> list[Example]:
+    """The examples that are no near-duplicates of any in `of`."""
+    texts = [example.text for example in (*of, *examples)]
+    copies = {right - len(of) for left, right in near_duplicates(texts) if left < len(of) <= right}
+    return [example for index, example in enumerate(examples) if index not in copies]
 
 
 def near_duplicate_clusters(texts: Sequence[str]) -> list[list[int]]:

@@ -37,6 +37,10 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     examples = dataset.load_examples(recipe.data)
     dataset.check_labels(examples, recipe.labels)
     parts = dataset.split(examples, **recipe.split.model_dump())
+    if recipe.train_only is not None:
+        more = _train_only(recipe, recipe.train_only, parts, say)
+        parts["train"] += more
+        examples = [*examples, *more]
     say(f"data      {len(examples)} examples: " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS))
 
     base = recipe.base.path()
@@ -60,6 +64,16 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     Classifier.open(model_path).close()
     say(f"built     {model_path}, version {metadata['training']['version']}, self-check passed")
     return metadata
+
+
+def _train_only(recipe: Recipe, path: Path, parts: dict[dataset.Part, list[Example]], say: Say) -> list[Example]:
+    """Further examples for training; none that is nearly in the validation or test part."""
+    found = dataset.load_examples(path)
+    dataset.check_labels(found, recipe.labels)
+    kept = dataset.without_copies(found, parts["validation"] + parts["test"])
+    if len(kept) < len(found):
+        say(f"data      {len(found) - len(kept)} examples of {path} left out: near-duplicates of held-out ones")
+    return kept
 
 
 def _tokens(recipe: Recipe, vocabulary: LoadedModel, code_ids: Sequence[int], examples: Sequence[Example]) -> list[Any]:

@@ -85,6 +85,8 @@ class Recipe(_Section):
     name: str
     base: Base
     data: Path
+    train_only: Path | None = None
+    """Further examples to train on, never to measure with: generated ones, say, or harder ones than users send."""
     output: Path
     labels: dict[str, str]
     """Name -> what it covers."""

@@ -25,7 +25,8 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from worker import __version__, recovery
-from worker.classifier import Classifier, Decision, EngineOptions, ModelCard
+from worker.classifier import Classifier, Decision, EngineOptions, ModelCard, tuning
+from worker.classifier.model_file import verify
 from worker.delivery import Delivery
 from worker.errors import Fatal, SettingsError
 from worker.health import Health, endpoint
@@ -123,20 +124,28 @@ def connect(settings: Settings) -> Redis:
 
 
 def open_classifier(settings: Settings) -> Classifier:
-    """Load the settings' model, check it against its probes, and check that its labels give distinct streams."""
-    classifier = Classifier.open(
-        settings.model,
-        options=EngineOptions(sequences=settings.batch_size, threads=settings.threads),
-        max_query_tokens=settings.max_query_tokens,
-        n_gpu_layers=settings.n_gpu_layers,
-        sha256=settings.model_sha256,
+    """Load the settings' model, check it against its probes, and check that its labels give distinct streams.
+
+    Raises:
+        ModelFileError, EngineError, Fatal: it cannot be used; the message says why.
+    """
+    options = EngineOptions(sequences=settings.batch_size, threads=settings.threads)
+    if settings.model_sha256 is not None:
+        verify(settings.model, settings.model_sha256)
+    path, options = tuning.choose(
+        settings.model, settings.format, settings.cache_dir, options, n_gpu_layers=settings.n_gpu_layers, on_trial=_log_trial
     )
+    classifier = Classifier.open(path, options=options, max_query_tokens=settings.max_query_tokens, n_gpu_layers=settings.n_gpu_layers)
     try:
         check_topics(classifier.card, Streams(settings.namespace))
     except ValueError as error:
         classifier.close()
         raise Fatal(str(error)) from error
     return classifier
+
+
+def _log_trial(trial: tuning.Trial) -> None:
+    log.info("measured a weight format", what=trial.what, speed=round(trial.ratio, 2), chosen=trial.chosen, note=trial.note)
 
 
 async def check_redis(redis: Redis, where: str) -> None:
@@ -175,7 +184,14 @@ class Worker:
             self.streams,
             Delivery(self.redis, self.streams.queries, settings.group, settings.retention),
             self.metrics,
-            Limits(settings.batch_size, settings.in_flight_limit, settings.max_text_bytes, settings.max_deliveries),
+            Limits(
+                batch_size=settings.batch_size,
+                batch_tokens=settings.batch_tokens,
+                max_query_tokens=settings.max_query_tokens,
+                max_in_flight=settings.in_flight_limit,
+                max_text_bytes=settings.max_text_bytes,
+                max_deliveries=settings.max_deliveries,
+            ),
             self._inference_thread,
         )
         self._working: asyncio.Task[None] | None = None

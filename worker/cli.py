@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from worker import __version__
 from worker import doctor as diagnosis
 from worker.app import Listening, address, check_redis, connect, open_classifier, serve
 from worker.bench import report as benchmark
-from worker.classifier import Decision, EngineError, ModelFileError
+from worker.classifier import Decision, EngineError, EngineOptions, ModelFileError, tuning
 from worker.dead_letters import dead_letters, replay
 from worker.demo import demo as run_demo
 from worker.demo import read_samples
@@ -301,12 +302,57 @@ def demo(
 
 
 @app.command()
+def tune(
+    model: Model = None,
+    texts: Annotated[Path | None, typer.Option(help="Queries to measure with, as for demo; the model's probes are always used.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Weight formats only, in fewer rounds: under a minute.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the weight format, threads and batches that are fastest on this machine. `run` uses what was found."""
+    settings = load_settings(model=model)
+    texts = texts or (beside if (beside := settings.model.with_suffix(".test.jsonl")).is_file() else None)
+    queue = [sample.text for sample in read_samples(texts)] if texts else []
+    trials = []
+
+    def show(trial: tuning.Trial) -> None:
+        trials.append(trial)
+        if not as_json:
+            speed = f"{trial.ratio:5.2f} x" if trial.ratio else "      -"
+            mark = ("chosen", "green") if trial.chosen else (trial.note or "kept what was", "dim")
+            out.print(Text.assemble(f"{trial.what:<28} {speed}  same label {trial.agreement:6.1%}  ", mark), soft_wrap=True)
+
+    profile = tuning.measure(
+        settings.model,
+        queue,
+        settings.cache_dir,
+        base=EngineOptions(sequences=settings.batch_size, threads=settings.threads),
+        n_gpu_layers=settings.n_gpu_layers,
+        formats_only=quick,
+        rounds=3 if quick else 7,
+        on_trial=show,
+    )
+    path = tuning.save_profile(profile, settings.model, settings.cache_dir)
+    if as_json:
+        print(json.dumps({"profile": asdict(profile), "path": str(path), "trials": [asdict(trial) for trial in trials]}))
+    else:
+        kept = profile.weight_format or "the format of the file"
+        out.print(
+            f"best here: {kept}, {profile.threads} threads, calls of {profile.batch_tokens} tokens; kept in {path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
 def bench(
     model: Model = None,
     texts: Annotated[Path | None, typer.Option(help="Queries, as for demo; the test split beside the model if not given.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: some two minutes.")] = False,
     redis_url: Annotated[
         str | None, typer.Option(help="A Redis to measure on, under pointsman-bench:*; an embedded one if not given.")
+    ] = None,
+    llama_server: Annotated[
+        Path | None, typer.Option(help="A llama-server binary of llama.cpp, to compare with.", show_default=False)
     ] = None,
     save_to: Annotated[Path, typer.Option(help="Where bench.json, latency.csv and latency.png go.")] = Path("bench"),
     as_json: Json = False,
@@ -317,7 +363,7 @@ def bench(
     if not texts.is_file():
         raise Fatal(f"there is no file of queries at {texts}: give one with --texts")
     queue = [sample.text for sample in read_samples(texts)]
-    report = benchmark.bench(settings.model, queue, err if as_json else out, quick=quick, redis_url=redis_url)
+    report = benchmark.bench(settings, queue, err if as_json else out, quick=quick, redis_url=redis_url, server=llama_server)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.app import address, check_redis, connect, open_classifier
-from worker.classifier import EngineError, ModelFileError
+from worker.classifier import EngineError, ModelFileError, tuning
 from worker.classifier.cores import available_cores
-from worker.classifier.engine import system_info
+from worker.classifier.engine import backend, system_info
 from worker.errors import Fatal
 from worker.recovery import backlog
 from worker.routing import Streams
@@ -37,7 +37,11 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     """Make all checks; none of them changes anything in Redis but a key of its own, which it deletes."""
-    findings = [await asyncio.to_thread(_model, settings), Finding(True, "cpu", f"{available_cores()} cores to use; {system_info()}")]
+    findings = [
+        await asyncio.to_thread(_model, settings),
+        await asyncio.to_thread(_speed, settings),
+        Finding(True, "computing", f"{backend(settings.n_gpu_layers)}; {available_cores()} cores to use; {system_info()}"),
+    ]
     redis = connect(settings)
     try:
         await check_redis(redis, address(redis))
@@ -61,6 +65,15 @@ def _model(settings: Settings) -> Finding:
     )
     classifier.close()
     return Finding(True, "model", detail)
+
+
+def _speed(settings: Settings) -> Finding:
+    profile = tuning.load_profile(settings.model, settings.cache_dir) if settings.model.is_file() else None
+    if profile is None:
+        return Finding(True, "speed", "not tuned on this machine: `pointsman tune` finds the fastest weight format, threads and batches")
+    found = f"{profile.weight_format or 'the format of the file'}, {profile.threads} threads, calls of {profile.batch_tokens} tokens"
+    unused = "" if settings.format in ("tuned", "auto") else f"; POINTSMAN_FORMAT={settings.format} goes before its format"
+    return Finding(True, "speed", f"tuned on this machine: {found}{unused}")
 
 
 async def _attempt(what: str, check: Callable[[Redis, Settings], Awaitable[str]], redis: Redis, settings: Settings) -> Finding:

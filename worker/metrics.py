@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from worker.classifier import Decision, ModelCard
 from worker.errors import RejectReason
@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self._messages = Counter(
             "pointsman_messages",
             "Entries decided, by outcome (routed, review, dead) and label",

@@ -33,6 +33,9 @@ class Limits:
     """What bounds a worker."""
 
     batch_size: int
+    batch_tokens: int
+    """Tokens that one batch may come to, by estimate; an entry that alone is longer makes a batch of its own."""
+    max_query_tokens: int
     max_in_flight: int
     max_text_bytes: int
     max_deliveries: int
@@ -91,16 +94,25 @@ class Pipeline:
             self._changed.notify_all()
 
     async def _next_batch(self) -> list[Entry]:
-        """All that waits, at most `batch_size`; empty once closed."""
+        """All that waits, at most `batch_size` entries and `batch_tokens`; empty once closed."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)
             now = time.perf_counter()
             batch: list[Entry] = []
+            tokens = 0
             while self._waiting and len(batch) < self._limits.batch_size:
-                entry, since = self._waiting.popleft()
+                entry, since = self._waiting[0]
+                tokens += self._estimated_tokens(entry)
+                if batch and tokens > self._limits.batch_tokens:
+                    break
+                self._waiting.popleft()
                 self._metrics.stage("wait", now - since)
                 batch.append(entry)
             return batch
+
+    def _estimated_tokens(self, entry: Entry) -> int:
+        """From the bytes of all its fields: the text is not parsed yet, and four bytes a token is usual."""
+        return min(sum(map(len, entry.fields.values())) // 4 + 1, self._limits.max_query_tokens)
 
     async def _decide(self, batch: Sequence[Entry]) -> list[Outgoing]:
         outgoing, queries = [], []

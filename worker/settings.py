@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.classifier.formats import FORMATS
 from worker.errors import SettingsError
 
 PREFIX = "POINTSMAN_"
@@ -28,12 +29,23 @@ class Settings(BaseSettings):
     redis_timeout_s: Annotated[float, Field(gt=0, description="Longest wait for a connection or an answer")] = 5.0
     model: Annotated[Path, Field(description="The Pointsman GGUF")] = Path("models/household.gguf")
     model_sha256: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$", description="Refuse the model unless it has this hash")] = None
+    format: Annotated[
+        str,
+        Field(
+            description="Weight format: `tuned` is what `pointsman tune` found best here, else the file as it is; `auto` measures at the "
+            "first start; `original` is the file as it is; or a format such as Q8_0"
+        ),
+    ] = "tuned"
+    cache_dir: Annotated[Path, Field(description="Where other weight formats and what `tune` found are kept")] = Path("~/.cache/pointsman")
     namespace: Annotated[str, Field(min_length=1, description="Prefix of all streams; {braced} in Redis Cluster")] = "pointsman"
     group: Annotated[str, Field(min_length=1, description="Consumer group that all workers share")] = "routers"
     consumer: Annotated[str, Field(min_length=1, description="Name of this worker in the group; unique")] = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     )
     batch_size: Annotated[int, Field(ge=1, le=256, description="Most queries classified at a time")] = 64
+    batch_tokens: Annotated[
+        int, Field(ge=1, description="Most tokens classified at a time, by estimate: keeps a batch of long queries short")
+    ] = 2048
     max_in_flight: Annotated[int | None, Field(ge=1, description="Most entries read and not yet delivered; four batches if unset")] = None
     max_text_bytes: Annotated[int, Field(ge=1, description="Longer texts go to the dead stream")] = 65_536
     max_query_tokens: Annotated[int, Field(ge=8, le=1024, description="Longer queries lose their middle and are flagged")] = 256
@@ -55,6 +67,19 @@ class Settings(BaseSettings):
     def in_flight_limit(self) -> int:
         """Most entries read and not yet delivered."""
         return 4 * self.batch_size if self.max_in_flight is None else self.max_in_flight
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, value: str) -> str:
+        known = ("tuned", "auto", "original", *FORMATS)
+        if value not in known:
+            raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+        return value
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _home_is_expanded(cls, value: Path) -> Path:
+        return value.expanduser()
 
     @field_validator("namespace")
     @classmethod

@@ -10,13 +10,15 @@ from redis import Redis
 
 from tests.support import MODEL
 from worker.bench import engine, service
-from worker.classifier import Classifier
+from worker.classifier import Classifier, EngineOptions
 from worker.routing import Streams
+from worker.settings import load_settings
 
 
 @pytest.fixture
 def bench(redis_url: str, household: Classifier) -> Iterator[service.Bench]:
-    made = service.make(redis_url, MODEL, household.card.labels.names)
+    settings = load_settings({}, format="original", model=MODEL)
+    made = service.make(redis_url, MODEL, EngineOptions(), household.card.labels.names, settings)
     yield made
     service.clear(made)
     made.redis.close()
@@ -49,10 +51,18 @@ def test_a_worker_with_the_real_model_is_compared_with_its_engine(bench: service
     assert 0 < through < 2 * alone
 
 
+def test_a_worker_says_how_much_memory_it_holds_and_stays_under_its_limit(bench: service.Bench, texts: list[str]) -> None:
+    found = service.memory(bench, texts, 4000)
+    assert 100 < found.early_mb < 700
+    assert found.late_mb < found.early_mb + 20
+
+
 def test_the_engine_is_compared_with_prefill_and_the_ordinary_way(texts: list[str]) -> None:
     steps: list[None] = []
-    figures = engine.measure(MODEL, texts[:48], 1, lambda: steps.append(None))
+    figures = engine.measure(MODEL, EngineOptions(), texts[:48], 1, lambda: steps.append(None))
     assert len(steps) == 6
+    assert figures.to_server is None
+    assert 0.5 < figures.computed_share <= 1
     assert figures.to_ordinary > 1, "batched decoding is slower than create_completion"
     assert figures.messages_per_s == pytest.approx(figures.tokens_per_s / figures.tokens_per_message)
     assert 0 < figures.forward_pass_s < 2

@@ -12,7 +12,7 @@ from rich.console import Console
 from worker.bench.engine import EngineFigures, unlike_texts
 from worker.bench.report import CEILINGS, GOALS, Report, lines, save, table
 from worker.bench.rounds import rates, ratio
-from worker.bench.service import Latency
+from worker.bench.service import Latency, Memory
 
 FIGURES = EngineFigures(
     messages=100,
@@ -24,6 +24,9 @@ FIGURES = EngineFigures(
     unlike_to_prefill=1.05,
     ordinary_messages_per_s=15.0,
     to_ordinary=6.0,
+    server_messages_per_s=30.0,
+    to_server=3.0,
+    computed_share=0.8,
     forward_pass_s=0.02,
 )
 REPORT = Report(
@@ -35,6 +38,7 @@ REPORT = Report(
     bare_redis_per_s=80_000.0,
     latencies=[Latency(0.0, 40, 24.0, 30.0), Latency(22.0, 200, 25.0, 60.0), Latency(66.0, 600, 40.0, 140.0)],
     scale_out={1: 200.0, 2: 396.0},
+    memory=Memory(200_000, 512.4, 512.9),
 )
 
 
@@ -72,8 +76,10 @@ def test_the_table_says_which_goals_are_missed() -> None:
 
 def test_the_figures_name_their_units_and_the_share_of_linear() -> None:
     text = shown()
-    assert "90 messages/s, 1,800 tokens/s" in text
+    assert "90 messages/s, 1,800 tokens/s (20.0 tokens a message, 80% of them computed)" in text
+    assert "llama-server      30.0 messages/s" in text
     assert "one at a time    p50 24 ms, p99 30 ms" in text
+    assert "513 MB after 200,000 messages, 512 MB after a tenth of them" in text
     assert "2 paced workers  396 messages/s, 0.99 of linear" in text
 
 

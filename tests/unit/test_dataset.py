@@ -20,6 +20,7 @@ from trainer.dataset import (
     near_duplicate_clusters,
     near_duplicates,
     split,
+    without_copies,
     words,
 )
 
@@ -169,3 +170,37 @@ def test_another_seed_gives_another_split() -> None:
 def test_texts_with_the_same_little_words_share_a_frame() -> None:
     found = frames(["Why does my pump hum at night?", "why does my old fence creak at dawn", "Fix fence"])
     assert found == {"why does my _ at _": [0, 1]}
+
+
+def plain_near_duplicates(texts: list[str], threshold: float) -> list[tuple[int, int]]:
+    """What the definition says, pair by pair."""
+
+    def trigrams(text: str) -> set[str]:
+        line = f"  {' '.join(words(text))}  "
+        return {line[i : i + 3] for i in range(len(line) - 2)}
+
+    sets = [trigrams(text) for text in texts]
+    return [
+        (left, right)
+        for right in range(len(sets))
+        for left in range(right)
+        if len(sets[left] & sets[right]) >= threshold * len(sets[left] | sets[right])
+    ]
+
+
+@given(st.lists(st.text(alphabet="abc é", max_size=12), max_size=12), st.sampled_from([0.3, 0.6, 1.0]))
+def test_near_duplicates_are_those_of_the_definition(texts: list[str], threshold: float) -> None:
+    assert near_duplicates(texts, threshold) == plain_near_duplicates(texts, threshold)
+
+
+def test_near_duplicates_are_found_beyond_one_block_of_rows() -> None:
+    texts = [example.text for example in made_up(700)]
+    texts[650] = texts[3] + "s"
+    assert near_duplicates(texts) == [(3, 650)]
+
+
+def test_examples_that_copy_held_out_ones_are_left_out_and_copies_among_themselves_stay() -> None:
+    held_out = [Example("Who fixed the pool pump last year?", "pool")]
+    more = [Example("who fixed the pool pump last year", "pool"), Example("My gate sticks", "fence"), Example("my gate sticks!", "fence")]
+    assert without_copies(more, of=held_out) == more[1:]
+    assert without_copies(more, of=[]) == more

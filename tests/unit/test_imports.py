@@ -17,10 +17,10 @@ FORBIDDEN = {
     "imports in the worker run one way": ("worker/routing.py", "import worker.pipeline"),
     "only app and cli know settings, health and logs": ("worker/delivery.py", "import worker.settings"),
     "the worker never imports the trainer or torch": ("worker/app.py", "import torch"),
-    "llama_cpp is imported in the engine and the model file alone": ("worker/classifier/prompt.py", "import llama_cpp"),
+    "llama_cpp is imported in engine, model_file and formats alone": ("worker/classifier/prompt.py", "import llama_cpp"),
     "FastStream is imported in app alone": ("worker/pipeline.py", "import faststream"),
     "the trainer uses nothing of the worker but its classifier": ("trainer/dataset.py", "import worker.errors"),
-    "torch is imported in sft alone": ("trainer/build.py", "import torch"),
+    "torch is imported in sft and peers alone": ("trainer/build.py", "import torch"),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.classifier.model_file import KEYS, ModelFileError, load, parse_card
+from worker.classifier.model_file import KEYS, ModelFileError, load, parse_card, verify
 
 VALUES: dict[str, Any] = {
     "format": 1,
@@ -118,12 +118,13 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, content: bytes) -> No
         load(path)
 
 
-def test_a_file_with_another_hash_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     path.write_bytes(b"GGUF and more")
     found = hashlib.sha256(b"GGUF and more").hexdigest()
     with pytest.raises(ModelFileError, match=f"has SHA-256 {found}, expected {'a' * 64}"):
-        load(path, sha256="A" * 64)
+        verify(path, "A" * 64)
+    verify(path, found.upper())
 
 
 def test_a_cut_off_gguf_is_refused_with_llama_cpps_reason(tmp_path: Path) -> None:

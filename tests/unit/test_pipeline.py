@@ -91,8 +91,18 @@ async def starting() -> AsyncIterator[Start]:
     made: list[Running] = []
     with ThreadPoolExecutor(1) as executor:
 
-        async def start(classify: Classify = instant_classify, *, batch_size: int = 4, max_in_flight: int = 64) -> Running:
-            made.append(Running(classify, Limits(batch_size, max_in_flight, max_text_bytes=100, max_deliveries=3), executor))
+        async def start(
+            classify: Classify = instant_classify, *, batch_size: int = 4, batch_tokens: int = 1000, max_in_flight: int = 64
+        ) -> Running:
+            limits = Limits(
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                max_query_tokens=100,
+                max_in_flight=max_in_flight,
+                max_text_bytes=100,
+                max_deliveries=3,
+            )
+            made.append(Running(classify, limits, executor))
             return made[-1]
 
         yield start
@@ -129,6 +139,20 @@ async def test_every_entry_is_delivered_once_and_in_order(start: Start, sizes: l
     assert ids(taken) == ids([Outgoing(entry, "", {}) for entry in entries(sum(sizes))])
     assert {one.stream for one in taken} == {"ns:topic:pool"}
     assert running.count("published_total") == sum(sizes)
+
+
+async def test_a_batch_of_long_queries_is_cut_at_the_token_budget_and_one_too_long_goes_alone(start: Start) -> None:
+    sizes: list[list[int]] = []
+
+    def measured(texts: Sequence[str]) -> list[Decision]:
+        sizes.append([len(text) for text in texts])
+        return instant_classify(texts)
+
+    running = await start(measured, batch_size=10, batch_tokens=12)
+    lengths = [16, 16, 16, 80, 4, 4]  # by estimate 5, 5, 5, 21, 2, 2 tokens
+    await running.pipeline.submit([Entry(f"{number}-0", {b"text": b"x" * length}) for number, length in enumerate(lengths, start=1)])
+    assert len(await running.finish()) == len(lengths)
+    assert sizes == [[16, 16], [16], [80], [4, 4]]
 
 
 async def test_no_call_of_the_model_exceeds_the_batch_size(start: Start) -> None:

@@ -47,7 +47,7 @@ def test_the_command_line_comes_before_the_environment_and_none_means_not_given(
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTSMAN_BATCH_SIZE", "")
-    assert load_settings().batch_size == 32
+    assert load_settings().batch_size == 64
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_unknown_variable_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPa
 
 def test_other_programs_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTSMANAGER", "1")
-    assert load_settings().batch_size == 32
+    assert load_settings().batch_size == 64
 
 
 def test_a_password_is_masked_wherever_settings_are_shown() -> None:
@@ -135,3 +135,14 @@ def test_every_setting_says_what_it_is_for() -> None:
 
 def test_bad_settings_end_the_program_with_exit_code_two() -> None:
     assert SettingsError("x").exit_code == 2
+
+
+def test_a_weight_format_is_one_that_llama_cpp_makes_or_a_way_to_choose() -> None:
+    assert [load_settings(format=name).format for name in ("tuned", "auto", "original", "Q8_0")] == ["tuned", "auto", "original", "Q8_0"]
+    assert "POINTSMAN_FORMAT: 'Q9' is not one of tuned, auto, original, F32" in complaint(format="Q9")
+
+
+def test_the_home_directory_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load_settings().cache_dir == Path("/home/someone/.cache/pointsman")
+    assert load_settings(cache_dir="~/x").cache_dir == Path("/home/someone/x")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import llama_cpp
 
+from worker.bench.llama_server import llama_server
 from worker.bench.rounds import Contestant, rates, ratio
-from worker.classifier import Classifier
+from worker.classifier import Classifier, EngineOptions
 from worker.classifier.cores import available_cores
 from worker.classifier.grammar import gbnf
 from worker.classifier.model_file import load
@@ -21,6 +22,8 @@ from worker.classifier.model_file import load
 PREFILL_TOKENS = 512
 ORDINARY_MESSAGES = 12
 """Queries that the ordinary way gets a round: it is slow."""
+SERVER_MESSAGES = 96
+"""Queries that llama-server gets a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,20 @@ class EngineFigures:
     unlike_to_prefill: float
     ordinary_messages_per_s: float
     to_ordinary: float
+    server_messages_per_s: float | None
+    """llama-server's, if one was given."""
+    to_server: float | None
+    computed_share: float
+    """Tokens that were computed, of all tokens of the texts: the rest was shared or held."""
     forward_pass_s: float
     """One query alone, the median of its length."""
 
 
-def measure(model: Path, texts: Sequence[str], rounds: int, on_step: Callable[[], None]) -> EngineFigures:
-    """Run all contestants in turns. `texts` is a full queue."""
-    classifier = Classifier.open(model)
+def measure(
+    model: Path, options: EngineOptions, texts: Sequence[str], rounds: int, on_step: Callable[[], None], server: Path | None = None
+) -> EngineFigures:
+    """Run all contestants in turns. `texts` is a full queue; `server` a llama-server to compare with."""
+    classifier = Classifier.open(model, options=options)
     unlike = unlike_texts(len(texts))
     n_tokens = {name: sum(len(classifier.encode(text).ids) for text in some) for name, some in (("alike", texts), ("unlike", unlike))}
 
@@ -50,7 +60,9 @@ def measure(model: Path, texts: Sequence[str], rounds: int, on_step: Callable[[]
         return lambda: (classifier.classify(some), amount)[1]
 
     alone = sorted(texts, key=lambda text: len(classifier.encode(text).ids))[len(texts) // 2]
-    with prefill(model) as decode, ordinary(classifier, model) as complete:
+    with ExitStack() as stack:
+        decode = stack.enter_context(prefill(model))
+        complete = stack.enter_context(ordinary(classifier, model))
         contestants: dict[str, Contestant] = {
             "prefill": decode,
             "alike": classify(texts, n_tokens["alike"]),
@@ -59,8 +71,14 @@ def measure(model: Path, texts: Sequence[str], rounds: int, on_step: Callable[[]
             "ordinary": lambda: complete(texts[:ORDINARY_MESSAGES]),
             "alone": lambda: sum(len(classifier.classify([alone])) for _ in range(8)),
         }
+        if server is not None:
+            send = stack.enter_context(llama_server(server, model, classifier.card))
+            contestants["server"] = lambda: send(texts[:SERVER_MESSAGES])
         rates(contestants, 1)  # warms caches up
         found = rates(contestants, rounds, on_step)
+    before = classifier.tokens_computed
+    classifier.classify(texts)
+    computed = classifier.tokens_computed - before
     classifier.close()
     per_message = n_tokens["alike"] / len(texts)
     found["messages"] = [rate / per_message for rate in found["alike"]]
@@ -74,6 +92,9 @@ def measure(model: Path, texts: Sequence[str], rounds: int, on_step: Callable[[]
         unlike_to_prefill=ratio(found, "unlike", "prefill again"),
         ordinary_messages_per_s=median(found["ordinary"]),
         to_ordinary=ratio(found, "messages", "ordinary"),
+        server_messages_per_s=median(found["server"]) if server else None,
+        to_server=ratio(found, "messages", "server") if server else None,
+        computed_share=computed / n_tokens["alike"],
         forward_pass_s=1 / median(found["alone"]),
     )
 

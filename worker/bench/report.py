@@ -20,21 +20,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from worker.bench import engine, service
-from worker.classifier import Classifier
+from worker.classifier import Classifier, EngineOptions, tuning
 from worker.classifier.cores import available_cores
 from worker.classifier.engine import system_info
 from worker.embedded_redis import embedded_redis
+from worker.settings import Settings
 
 GOALS = {
     "engine / prefill": 1.0,
     "engine / prefill, unlike texts": 1.0,
     "engine / create_completion": 10.0,
+    "engine / llama-server": 3.0,
     "through Redis / engine": 0.97,
     "stand-in / bare redis-py": 0.4,
 }
 CEILINGS = {"p50 alone / forward pass": 1.3, "p99 at half load / forward pass": 3.0}
 SCALE_PACE_S = 0.005
 SCALE_WORKERS = (1, 2, 4, 8, 16)
+MEMORY_MESSAGES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,23 @@ class Report:
     scale_out: dict[int, float]
     """Messages/s by number of workers, with a stand-in model of SCALE_PACE_S a message; empty in a quick run."""
 
+    memory: service.Memory | None
+    """None in a quick run."""
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, redis_url: str | None = None) -> Report:
-    """Measure engine, pipeline and whole service. `texts` is the queue; `quick` takes fewer rounds.
+def bench(
+    settings: Settings, texts: Sequence[str], console: Console, *, quick: bool, redis_url: str | None = None, server: Path | None = None
+) -> Report:
+    """Measure engine, pipeline and whole service, in the format and with the options that a worker would use.
+
+    Args:
+        texts: the queue.
+        quick: take fewer rounds.
+        redis_url: a Redis to measure on; an embedded one if not given.
+        server: a llama-server to compare with.
 
     Raises:
         Fatal: Redis or a worker does not start or does not finish.
@@ -66,18 +80,20 @@ def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, r
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
-        steps = {"engine": 6 * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
+        steps = {"engine": (6 + bool(server)) * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
         counts = () if quick else SCALE_WORKERS
-        steps |= {"scale-out": len(counts)} if counts else {}
+        steps |= {} if quick else {"scale-out": len(counts), "memory": 1}
         tasks = {name: bar.add_task(name, total=total) for name, total in steps.items()}
         if redis_url is None:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pointsman-bench-"))
             redis_url = stack.enter_context(embedded_redis(Path(directory)))
-        made = machine(model)
-        running = service.make(redis_url, model, made.pop("labels"))
+        options = EngineOptions(sequences=settings.batch_size, threads=settings.threads)
+        path, options = tuning.choose(settings.model, settings.format, settings.cache_dir, options, n_gpu_layers=settings.n_gpu_layers)
+        made = machine(path, options)
+        running = service.make(redis_url, path, options, made.pop("labels"), settings)
         stack.callback(service.clear, running)
 
-        figures = engine.measure(model, texts, rounds, lambda: bar.advance(tasks["engine"]))
+        figures = engine.measure(path, options, texts, rounds, lambda: bar.advance(tasks["engine"]), server)
         whole, stand_in, times = [], [], []
         for _ in range(rounds):
             whole.append(service.through_redis(running, texts))
@@ -96,6 +112,10 @@ def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, r
         for count in counts:
             scaled[count] = service.scale_out(running, count, SCALE_PACE_S, seconds=6.0)
             bar.advance(tasks["scale-out"])
+        soaked = None
+        if not quick:
+            soaked = service.memory(running, texts, MEMORY_MESSAGES)
+            bar.advance(tasks["memory"])
 
     forward_ms = figures.forward_pass_s * 1000
     half = min(times[1:], key=lambda latency: abs(latency.offered_per_s - through / 2))
@@ -103,16 +123,17 @@ def bench(model: Path, texts: Sequence[str], console: Console, *, quick: bool, r
         "engine / prefill": figures.to_prefill,
         "engine / prefill, unlike texts": figures.unlike_to_prefill,
         "engine / create_completion": figures.to_ordinary,
+        **({} if figures.to_server is None else {"engine / llama-server": figures.to_server}),
         "through Redis / engine": median(through / alone for through, alone in whole),
         "stand-in / bare redis-py": median(worker / bare for worker, bare in stand_in),
         "p50 alone / forward pass": times[0].p50_ms / forward_ms,
         "p99 at half load / forward pass": half.p99_ms / forward_ms,
     }
     bare_per_s = median(bare for _, bare in stand_in)
-    return Report(made, ratios, figures, through, median(worker for worker, _ in stand_in), bare_per_s, times, scaled)
+    return Report(made, ratios, figures, through, median(worker for worker, _ in stand_in), bare_per_s, times, scaled, soaked)
 
 
-def machine(model: Path) -> dict[str, Any]:
+def machine(model: Path, options: EngineOptions) -> dict[str, Any]:
     """What the figures were made on and with."""
     cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     classifier = Classifier.open(model)
@@ -124,6 +145,7 @@ def machine(model: Path) -> dict[str, Any]:
         "features": system_info(),
         "model": f"{card.name} {card.version} ({card.base})",
         "format": weights,
+        "engine": asdict(options),
         "labels": card.labels.names,
         "python": platform.python_version(),
         **{name: version(name) for name in ("llama-cpp-python", "faststream", "redis")},
@@ -150,9 +172,10 @@ def lines(report: Report) -> list[str]:
     figures = report.engine
     return [
         f"engine            {figures.messages_per_s:,.0f} messages/s, {figures.tokens_per_s:,.0f} tokens/s "
-        f"({figures.tokens_per_message:.1f} tokens a message)",
+        f"({figures.tokens_per_message:.1f} tokens a message, {figures.computed_share:.0%} of them computed)",
         f"llama.cpp prefill {figures.prefill_tokens_per_s:,.0f} tokens/s",
         f"create_completion {figures.ordinary_messages_per_s:,.1f} messages/s",
+        *([] if figures.server_messages_per_s is None else [f"llama-server      {figures.server_messages_per_s:,.1f} messages/s"]),
         f"one query alone   {figures.forward_pass_s * 1000:.1f} ms of computing",
         f"through Redis     {report.through_redis_per_s:,.0f} messages/s",
         f"stand-in model    {report.stand_in_per_s:,.0f} messages/s; bare redis-py {report.bare_redis_per_s:,.0f}",
@@ -164,6 +187,11 @@ def lines(report: Report) -> list[str]:
         *(
             f"{count:>2} paced workers  {rate:,.0f} messages/s, {rate / count / report.scale_out[1]:.2f} of linear"
             for count, rate in report.scale_out.items()
+        ),
+        *(
+            [f"memory            {soak.late_mb:,.0f} MB after {soak.messages:,} messages, {soak.early_mb:,.0f} MB after a tenth of them"]
+            if (soak := report.memory)
+            else []
         ),
     ]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,13 +16,14 @@ from typing import Any
 from redis import Redis
 
 from worker.bench.rounds import rates
-from worker.classifier import Classifier
+from worker.classifier import Classifier, EngineOptions
 from worker.errors import Fatal
 from worker.routing import Streams
+from worker.settings import Settings
 from worker.worker_process import worker_process
 
 STREAMS = Streams("pointsman-bench")
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 GROUP = "routers"
 STAND_IN_SETTINGS = {"BATCH_SIZE": "256"}
 """Without a model to wait for, the largest batch is best."""
@@ -39,6 +41,9 @@ class Bench:
     redis: Redis
     redis_url: str
     model: Path
+    options: EngineOptions
+    worker_settings: Mapping[str, str]
+    """Environment of the workers, without the prefix: the model and how it is run."""
     outputs: tuple[str, ...]
 
 
@@ -53,9 +58,22 @@ class Latency:
     p99_ms: float
 
 
-def make(redis_url: str, model: Path, labels: Sequence[str]) -> Bench:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A worker's resident memory after a tenth of the messages and after all."""
+
+    messages: int
+    early_mb: float
+    late_mb: float
+
+
+def make(redis_url: str, model: Path, options: EngineOptions, labels: Sequence[str], settings: Settings) -> Bench:
+    """Workers get the settings' model and format; `model` and `options` are what these come to."""
     outputs = (*(STREAMS.topic(label) for label in labels), STREAMS.review, STREAMS.dead)
-    return Bench(Redis.from_url(redis_url), redis_url, model, outputs)
+    same = {name.upper(): str(getattr(settings, name)) for name in ("model", "format", "cache_dir", "batch_size", "n_gpu_layers")}
+    if settings.threads is not None:
+        same["THREADS"] = str(settings.threads)
+    return Bench(Redis.from_url(redis_url), redis_url, model, options, same, outputs)
 
 
 def clear(bench: Bench) -> None:
@@ -69,11 +87,11 @@ def fill(bench: Bench, texts: Sequence[str], count: int) -> None:
 
 
 @contextmanager
-def worker(bench: Bench, pace_s: float | None = None, **settings: str) -> Iterator[None]:
-    """A worker process; with `pace_s` its model is the stand-in."""
+def worker(bench: Bench, pace_s: float | None = None, **settings: str) -> Iterator[str]:
+    """A worker process, given by its HTTP address; with `pace_s` its model is the stand-in."""
     command = ["worker", "run"] if pace_s is None else ["worker.bench.stand_in", str(bench.model), str(pace_s)]
-    with worker_process(command, bench.redis_url, {"MODEL": str(bench.model), "NAMESPACE": STREAMS.namespace, **settings}):
-        yield
+    with worker_process(command, bench.redis_url, {**bench.worker_settings, "NAMESPACE": STREAMS.namespace, **settings}) as url:
+        yield url
 
 
 def saturated(bench: Bench, texts: Sequence[str], count: int) -> float:
@@ -133,7 +151,7 @@ def bare_lua(bench: Bench, batch_size: int, count: int) -> float:
 
 def through_redis(bench: Bench, texts: Sequence[str]) -> tuple[float, float]:
     """Messages/s of a worker, and of the classifier alone on the same texts just before."""
-    classifier = Classifier.open(bench.model)
+    classifier = Classifier.open(bench.model, options=bench.options)
     alone = rates({"alone": lambda: len(classifier.classify(texts))}, 2)["alone"][-1]
     classifier.close()
     clear(bench)
@@ -158,6 +176,27 @@ def scale_out(bench: Bench, count: int, pace_s: float, seconds: float) -> float:
         for _ in range(count):
             stack.enter_context(worker(bench, pace_s))
         return saturated(bench, ["how much was it"], int(count * seconds / pace_s))
+
+
+def memory(bench: Bench, texts: Sequence[str], count: int) -> Memory:
+    """Send so many messages through a worker with the real model; each text comes a batch's length in a row, which saves time."""
+    clear(bench)
+    repeated = [text for text in texts[:40] for _ in range(64)]
+    with worker(bench) as url:
+        early = count // 10
+        fill(bench, repeated, early)
+        _wait(bench, early)
+        before = resident_mb(url)
+        fill(bench, repeated, count - early)
+        _wait(bench, count)
+        return Memory(count, before, resident_mb(url))
+
+
+def resident_mb(url: str) -> float:
+    """What a worker says of its resident memory."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    return float(next(line for line in lines if line.startswith("process_resident_memory_bytes")).split()[1]) / 1e6
 
 
 def _wait(bench: Bench, count: int) -> None:

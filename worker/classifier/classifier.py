@@ -36,9 +36,10 @@ class Classifier:
         self._model = model
         self._max_query_tokens = max_query_tokens
         self._suffix_ids = model.tokenize(card.prompt.suffix, parse_special=True)
-        self.trie = build_trie([model.tokenize(code, parse_special=False) for code in card.labels.codes])
-        prefix_ids = model.tokenize(card.prompt.prefix, parse_special=True, add_special=True)
-        self._engine = Engine(model, prefix_ids, self.trie, max_query_tokens + len(self._suffix_ids), options)
+        self.code_ids = [model.tokenize(code, parse_special=False) for code in card.labels.codes]
+        self.trie = build_trie(self.code_ids)
+        self.prefix_ids = model.tokenize(card.prompt.prefix, parse_special=True, add_special=True)
+        self._engine = Engine(model, self.prefix_ids, self.trie, max_query_tokens + len(self._suffix_ids), options)
 
     @classmethod
     def open(
@@ -48,7 +49,6 @@ class Classifier:
         options: EngineOptions | None = None,
         max_query_tokens: int = 256,
         n_gpu_layers: int = 0,
-        sha256: str | None = None,
         check: bool = True,
     ) -> Classifier:
         """Load a Pointsman GGUF and check that it reproduces its probes.
@@ -56,7 +56,7 @@ class Classifier:
         Raises:
             ModelFileError: the file cannot be used; the message says why.
         """
-        model = load(path, n_gpu_layers=n_gpu_layers, sha256=sha256)
+        model = load(path, n_gpu_layers=n_gpu_layers)
         try:
             classifier = cls(model, parse_card(model.metadata, str(path)), options or EngineOptions(), max_query_tokens)
             if check:

@@ -60,6 +60,15 @@ def system_info() -> str:
     return str(llama_cpp.llama_print_system_info().decode(errors="replace")).strip()
 
 
+def backend(n_gpu_layers: int) -> str:
+    """Where llama.cpp computes with this setting, in words."""
+    if not llama_cpp.llama_supports_gpu_offload():
+        return "CPU (this build of llama.cpp knows no GPU)"
+    if n_gpu_layers == 0:
+        return "CPU (POINTSMAN_N_GPU_LAYERS=0; this build of llama.cpp could use a GPU)"
+    return f"GPU, {'all' if n_gpu_layers < 0 else n_gpu_layers} layers"
+
+
 class Engine:
     """One llama.cpp context over a loaded model. Not thread-safe: one thread owns it."""
 

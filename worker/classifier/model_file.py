@@ -22,6 +22,12 @@ from worker.classifier.labels import Label, LabelSet
 from worker.classifier.prompt import Prompt
 
 FORMAT = 1
+_FORMAT_NAMES: dict[str, str] = {
+    str(value): name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
+    for name, value in vars(llama_cpp).items()
+    if name.startswith("LLAMA_FTYPE_")
+}
+"""By the value of `general.file_type`."""
 KEYS = ("format", "labels", "prompt", "calibration", "evaluation", "probes", "training")
 
 
@@ -147,9 +153,8 @@ class LoadedModel:
 
     @property
     def weight_format(self) -> str:
-        """The format of most weights as llama.cpp describes it, such as BF16."""
-        description = _read(lambda buffer, size: llama_cpp.llama_model_desc(self.handle, buffer, size))
-        return description.split()[-1]
+        """The format of most weights, such as BF16 or Q4_K_M."""
+        return _FORMAT_NAMES.get(self.metadata.get("general.file_type", ""), "unknown")
 
     @property
     def n_tokens(self) -> int:
@@ -162,27 +167,39 @@ class LoadedModel:
         return tuple(i for i in range(self.n_tokens) if llama_cpp.llama_vocab_is_eog(self.vocab, i))
 
 
-def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False, sha256: str | None = None) -> LoadedModel:
-    """Load a GGUF.
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Args:
-        n_gpu_layers: layers to put on a GPU; -1 for all. A CPU build of llama.cpp ignores it.
-        vocab_only: load tokenizer and metadata, no weights.
-        sha256: refuse the file unless its content has this hash.
 
-    Raises:
-        ModelFileError: the file is missing, is no GGUF, is damaged, or has another hash.
-    """
+def verify(path: Path, sha256: str) -> None:
+    """Raises ModelFileError unless the file is there and has this hash."""
+    _require_gguf(path)
+    found = content_hash(path)
+    if found != sha256.lower():
+        raise ModelFileError(f"{path} has SHA-256 {found}, expected {sha256.lower()}: refusing to load it.")
+
+
+def _require_gguf(path: Path) -> None:
     if not path.is_file():
         raise ModelFileError(f"there is no model file at {path}. Build one with `make model`, or set POINTSMAN_MODEL.")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelFileError(f"{path} is not a GGUF file (wrong first bytes). Was it downloaded completely?")
-        if sha256 is not None:
-            file.seek(0)
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != sha256.lower():
-                raise ModelFileError(f"{path} has SHA-256 {found}, expected {sha256.lower()}: refusing to load it.")
+
+
+def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False) -> LoadedModel:
+    """Load a GGUF.
+
+    Args:
+        n_gpu_layers: layers to put on a GPU; -1 for all. A CPU build of llama.cpp ignores it.
+        vocab_only: load tokenizer and metadata, no weights.
+
+    Raises:
+        ModelFileError: the file is missing, is no GGUF, or is damaged.
+    """
+    _require_gguf(path)
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     _log_lines.clear()

@@ -1,0 +1,47 @@
+"""The comparison with other classifiers, on few queries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import DATA, assert_clear_failure, command
+from trainer import peers
+from trainer.dataset import load_examples
+from worker.classifier import Classifier
+
+
+def test_peers_are_trained_and_measured_on_the_same_queries(model_file: Path) -> None:
+    examples = load_examples(DATA)
+    steps: list[str] = []
+    found, peak = peers.compare(model_file, examples[:2000], examples[2000:2064], 1, steps.append)
+    by_name = {peer.name: peer for peer in found}
+    assert by_name["Pointsman's engine"].to_engine == 1.0
+    assert 0.4 < (by_name["TF-IDF + linear SVM"].accuracy or 0) <= 1
+    assert all(peer.messages_per_s > 0 for peer in found)
+    assert 0 < peak.share["bf16"] < 2
+    assert any(step.startswith("round 1 of 1") for step in steps)
+
+
+def test_the_same_weights_in_torch_give_the_same_labels(model_file: Path, household: Classifier, texts: list[str]) -> None:
+    predict = peers.same_weights_in_torch(model_file, household)
+    given = predict(texts[:64])
+    expected = [decision.label for decision in household.classify(texts[:64])]
+    assert sum(a == b for a, b in zip(given, expected, strict=True)) >= 62
+
+
+def test_peers_need_something_to_learn_from(model_file: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text(json.dumps({"input": "My pool pump is humming", "output": "pool"}) + "\n")
+    assert_clear_failure(command("peers", model_file, "--data", few, module="trainer"), "give --train FILE")
+
+
+@pytest.mark.parametrize("labels", [["pool", "swimming"]])
+def test_a_model_that_knows_other_labels_gets_no_accuracy(model_file: Path, labels: list[str]) -> None:
+    examples = [peers.Example(f"query {number} about {label}", label) for number in range(20) for label in labels]
+    found, _ = peers.compare(model_file, examples, examples[:8], 1, lambda _: None)
+    accuracy = {peer.name: peer.accuracy for peer in found}
+    assert accuracy["Pointsman's engine"] is None
+    assert accuracy["TF-IDF + linear SVM"] == 1.0

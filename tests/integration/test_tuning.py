@@ -1,0 +1,103 @@
+"""Weight formats made by llama.cpp and chosen by measuring, on the real model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import command
+from worker.classifier import Classifier, EngineOptions, ModelFileError, tuning
+from worker.classifier.formats import FORMATS, in_format
+from worker.classifier.model_file import content_hash
+from worker.classifier.tuning import Trial
+
+
+@pytest.fixture(scope="module")
+def master_hash(model_file: Path) -> str:
+    return content_hash(model_file)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def eight_bits(model_file: Path, master_hash: str, cache: Path) -> Path:
+    return in_format(model_file, "Q8_0", cache, master_hash)
+
+
+def test_another_format_keeps_the_metadata_and_nearly_all_answers(eight_bits: Path, household: Classifier, texts: list[str]) -> None:
+    classifier = Classifier.open(eight_bits)
+    try:
+        assert classifier.weight_format == "Q8_0"
+        assert classifier.card == household.card
+        given = [decision.label for decision in classifier.classify(texts[:200])]
+    finally:
+        classifier.close()
+    expected = [decision.label for decision in household.classify(texts[:200])]
+    assert sum(a == b for a, b in zip(given, expected, strict=True)) >= 195
+
+
+def test_a_format_is_made_once_and_again_if_the_file_was_changed(model_file: Path, master_hash: str, cache: Path, eight_bits: Path) -> None:
+    made = eight_bits.stat().st_mtime_ns
+    assert in_format(model_file, "Q8_0", cache, master_hash) == eight_bits
+    assert eight_bits.stat().st_mtime_ns == made
+    with eight_bits.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    assert in_format(model_file, "Q8_0", cache, master_hash) == eight_bits
+    Classifier.open(eight_bits).close()
+    assert eight_bits.stat().st_mtime_ns != made
+    assert not list(cache.rglob("*.partial"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(model_file: Path, master_hash: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelFileError, match="POINTSMAN_CACHE_DIR"):
+        in_format(model_file, "Q8_0", tmp_path / "file", master_hash)
+
+
+def test_a_format_that_answers_otherwise_is_never_chosen(
+    model_file: Path, cache: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "FORMATS", ("Q8_0",))
+    monkeypatch.setattr(tuning, "_WORTH_IT", 0.0)
+    trials: list[Trial] = []
+
+    def tuned() -> tuning.Profile:
+        return tuning.measure(model_file, texts[:60], cache, base=EngineOptions(), formats_only=True, rounds=1, on_trial=trials.append)
+
+    assert tuned().weight_format == "Q8_0", "chosen when any speed is worth it"
+    monkeypatch.setattr(tuning, "LEAST_AGREEMENT", 1.01)
+    assert tuned().weight_format is None
+    assert [trial.chosen for trial in trials] == [True, False]
+    assert "unlike the original" in trials[1].note
+
+
+def test_tune_keeps_a_profile_that_run_and_doctor_use(model_file: Path, tmp_path: Path) -> None:
+    queries = tmp_path / "few.jsonl"
+    queries.write_text('{"text": "My pool pump is humming", "label": "pool"}\n')
+    done = command("tune", "--quick", "--json", "--texts", queries, model=model_file, cache_dir=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    assert Path(report["path"]).is_file()
+    assert {trial["what"] for trial in report["trials"]} >= set(FORMATS) - {"BF16"}
+    for trial in report["trials"]:
+        assert not trial["chosen"] or trial["agreement"] >= tuning.LEAST_AGREEMENT
+    shown = command("doctor", "--json", model=model_file, cache_dir=tmp_path, redis_url="redis://127.0.0.1:1")
+    speed = next(finding for finding in json.loads(shown.stdout)["findings"] if finding["what"] == "speed")
+    assert speed["detail"].startswith("tuned on this machine")
+    answered = command("classify", "Who fixed the sprinkler system in the yard?", "--json", model=model_file, cache_dir=tmp_path)
+    assert json.loads(answered.stdout)["label"] == "irrigation"
+
+
+def test_a_format_asked_for_by_name_is_made_and_served(model_file: Path, tmp_path: Path) -> None:
+    answered = command(
+        "classify", "Who fixed the sprinkler system in the yard?", "--json", model=model_file, cache_dir=tmp_path, format="F16"
+    )
+    assert answered.returncode == 0, answered.stderr.decode()
+    assert json.loads(answered.stdout)["label"] == "irrigation"
+    assert [path.name for path in tmp_path.rglob("*.gguf")] == ["household.F16.gguf"]

@@ -1,0 +1,91 @@
+"""llama.cpp's own server as a classifier: the same weights, prompt and grammar, with parallel slots."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from worker.classifier import ModelCard
+from worker.classifier.cores import available_cores
+from worker.classifier.grammar import gbnf
+from worker.embedded_redis import free_port
+from worker.errors import Fatal
+
+SLOTS = 16
+_CELLS_PER_SLOT = 512
+_STARTS_WITHIN_S = 60.0
+
+
+@contextmanager
+def llama_server(binary: Path, model: Path, card: ModelCard) -> Iterator[Callable[[Sequence[str]], float]]:
+    """A running server; what it gives sends texts, as many at a time as there are slots, and returns how many.
+
+    Raises:
+        Fatal: the server does not start.
+    """
+    port = free_port()
+    command = [
+        *(str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
+        *("--parallel", str(SLOTS), "--ctx-size", str(SLOTS * _CELLS_PER_SLOT), "--threads", str(available_cores())),
+        *("--flash-attn", "on", "--no-webui"),
+    ]
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        except OSError as error:
+            raise Fatal(f"cannot start {binary} ({error}): --llama-server wants the llama-server of llama.cpp") from error
+        try:
+            _wait(f"http://127.0.0.1:{port}/health", process, log.fileno())
+            with ThreadPoolExecutor(SLOTS) as clients:
+                yield _sender(f"http://127.0.0.1:{port}/completion", card, clients)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _sender(url: str, card: ModelCard, clients: ThreadPoolExecutor) -> Callable[[Sequence[str]], float]:
+    grammar = gbnf(card.labels.codes)
+
+    def ask(text: str) -> str:
+        body = {
+            "prompt": card.prompt.prefix + text + card.prompt.suffix,
+            "grammar": grammar,
+            "n_predict": 8,
+            "temperature": 0.0,
+            "cache_prompt": True,
+        }
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return str(json.loads(reply.read())["content"])
+
+    def send(texts: Sequence[str]) -> float:
+        answers = list(clients.map(ask, texts))
+        strangers = sorted(set(answers) - set(card.labels.codes))
+        if strangers:
+            raise Fatal(f"llama-server answered {strangers[0]!r}, which is none of the labels' codes")
+        return len(answers)
+
+    return send
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: int) -> None:
+    deadline = time.monotonic() + _STARTS_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as reply:
+                if reply.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    with open(log, "rb", closefd=False) as file:
+        file.seek(0)
+        said = file.read().decode(errors="replace").strip().splitlines()
+    raise Fatal(f"llama-server did not start: {said[-1] if said else 'it said nothing'}")

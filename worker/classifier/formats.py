@@ -1,0 +1,64 @@
+"""The same model in other weight formats, made by llama.cpp's own quantiser and kept by the content of the original.
+
+Which format is fastest depends on the CPU: with AVX512-BF16 it is BF16, elsewhere often a quantised one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import llama_cpp
+
+from worker.classifier.model_file import ModelFileError, content_hash
+
+_FILE_TYPES = {
+    "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
+    "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+    "BF16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
+    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "Q6_K": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K,
+    "Q5_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
+    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+}
+FORMATS = tuple(_FILE_TYPES)
+"""From the most exact to the smallest."""
+
+
+def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -> Path:
+    """The model in this format: made now, or as it was made before. Metadata and tokenizer are carried over.
+
+    Args:
+        cache: where such files are kept; made if missing, for this user alone.
+        master_hash: `content_hash` of `master`.
+
+    Raises:
+        ModelFileError: llama.cpp cannot make it, or there is no room for it.
+    """
+    path = cache / master_hash[:16] / f"{master.stem}.{weight_format}.gguf"
+    seal = path.with_suffix(".sha256")
+    try:
+        # The file was verified when it was made; the seal tells whether it is still that one.
+        if path.is_file() and seal.is_file() and seal.read_text().strip() == content_hash(path):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            _quantise(master, weight_format, partial)
+            made_hash = content_hash(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        seal.write_text(made_hash + "\n")
+    except OSError as error:
+        raise ModelFileError(f"cannot keep {master.name} as {weight_format} in {cache} ({error}): set POINTSMAN_CACHE_DIR") from error
+    return path
+
+
+def _quantise(master: Path, weight_format: str, output: Path) -> None:
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = _FILE_TYPES[weight_format]
+    params.allow_requantize = True
+    if llama_cpp.llama_model_quantize(str(master).encode(), str(output).encode(), params) != 0:
+        raise ModelFileError(f"llama.cpp cannot make {weight_format} of {master}: is the disk full?")
