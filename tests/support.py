@@ -32,8 +32,8 @@ T = TypeVar("T")
 Fields = dict[bytes, bytes]
 Row = tuple[str, Fields]
 
-QUICK_CLAIM = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 0.4, "batch_size": 8, "max_in_flight": 16}
-"""Settings with which another worker takes over after two seconds; `claim_after_s` is bound to the rest."""
+QUICK_CLAIM = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 1, "batch_size": 8, "max_in_flight": 16}
+"""Settings with which another worker takes over after two seconds."""
 
 
 def wait_for(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
@@ -150,15 +150,16 @@ class Queue:
 
 
 class WorkerProcess:
-    """A real `python -m worker run`."""
+    """A real `python -m worker run`; with `pace_s` its model is a stand-in that takes so long a message."""
 
-    def __init__(self, log: Path, redis_url: str, namespace: str, **settings: Any) -> None:
+    def __init__(self, log: Path, redis_url: str, namespace: str, *, pace_s: float | None = None, **settings: Any) -> None:
         self.log_path, self.port = log, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         given = {"model": MODEL, "redis_url": redis_url, "namespace": namespace, "http_port": self.port, "log_level": "debug", "threads": 2}
+        what = ["worker", "run"] if pace_s is None else ["worker.bench.stand_in", str(MODEL), str(pace_s)]
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"], cwd=ROOT, env=environment(**given | settings), stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", *what], cwd=ROOT, env=environment(**given | settings), stdin=subprocess.DEVNULL,
                 stdout=stderr, stderr=stderr,
             )  # fmt: skip
 

@@ -173,7 +173,7 @@ class Worker:
         self.redis = connect(settings)
         self.metrics = Metrics()
         self.metrics.model(classifier.card, classifier.weight_format)
-        self.health = Health()
+        self.health = Health(inference_stuck=lambda: self.pipeline.classifying_for_s > settings.batch_timeout_s)
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.on_started: Callable[[], None] = lambda: None
@@ -266,7 +266,7 @@ class Worker:
         await recovery.ensure_group(self.redis, self.streams.queries, settings.group)
         self._working = asyncio.create_task(self.pipeline.run())
         self._working.add_done_callback(self._pipeline_ended)
-        background = [asyncio.create_task(self._monitor()), asyncio.create_task(self._claim())]
+        background = [asyncio.create_task(work) for work in (self._monitor(), self._claim(), self._keep_fresh())]
         try:
             yield
         finally:
@@ -324,6 +324,19 @@ class Worker:
                 await self.pipeline.submit(entries)
             else:
                 await asyncio.sleep(settings.claim_every_s)
+
+    async def _keep_fresh(self) -> None:
+        """Hold on to what is in flight, however long the queue; but not while the model is stuck: then others shall have it."""
+        settings = self.settings
+        while True:
+            await asyncio.sleep(settings.claim_after_s / 4)
+            if self.health.inference_stuck():
+                log.error("the model has been at one batch for too long", seconds=round(self.pipeline.classifying_for_s))
+                continue
+            try:
+                await recovery.keep_fresh(self.redis, self.streams.queries, settings.group, settings.consumer, self.pipeline.in_flight)
+            except (RedisError, OSError) as error:
+                log.debug("cannot keep entries fresh", error=str(error))
 
     async def _drain(self) -> None:
         """Deliver what is in flight, release the rest so that others claim it at once, leave the group."""

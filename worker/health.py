@@ -26,13 +26,15 @@ class Health:
     consuming: bool = False
     stopping: bool = False
     pipeline_failed: bool = False
+    inference_stuck: Callable[[], bool] = lambda: False
+    """Whether the model has been at one batch for longer than one may take."""
 
     def redis_answered(self) -> None:
         self.redis_answered_at = time.monotonic()
 
     def alive(self) -> dict[str, bool]:
         """Checks of which all must hold, or the process should be restarted."""
-        return {"pipeline": not self.pipeline_failed}
+        return {"pipeline": not self.pipeline_failed, "inference": not self.inference_stuck()}
 
     def ready(self) -> dict[str, bool]:
         """Checks of which all must hold for queries to be routed now."""
@@ -40,6 +42,7 @@ class Health:
             "redis": time.monotonic() - self.redis_answered_at < REDIS_ANSWER_AGE_S,
             "consuming": self.consuming and not self.stopping,
             "pipeline": not self.pipeline_failed,
+            "inference": not self.inference_stuck(),
         }
 
 

@@ -62,6 +62,7 @@ class Pipeline:
         self._changed = asyncio.Condition()
         self._closed = False
         self._redis_refuses = False
+        self._classifying_since: float | None = None
 
     async def submit(self, entries: Sequence[Entry]) -> None:
         """Take entries in; returns once there is room for them. Those already in flight are not taken twice."""
@@ -86,6 +87,16 @@ class Pipeline:
                     delivering = tasks.create_task(self._deliver(outgoing))
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        """Ids of the entries taken in and neither delivered nor given up."""
+        return tuple(self._in_flight)
+
+    @property
+    def classifying_for_s(self) -> float:
+        """How long the model has been at work on its present batch; 0 if it is idle."""
+        return 0.0 if self._classifying_since is None else time.perf_counter() - self._classifying_since
 
     async def close(self) -> None:
         """Let `run` end once everything submitted is delivered."""
@@ -140,12 +151,14 @@ class Pipeline:
         if not queries:
             return []
         self._metrics.batch(len(queries))
-        started = time.perf_counter()
+        started = self._classifying_since = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:
             texts = [query.text for query in queries]
             decisions = await loop.run_in_executor(self._inference_thread, self._classify, texts)
+            self._classifying_since = None
         except Exception:
+            self._classifying_since = None
             log.exception("classification failed", entries=len(queries))
             if len(queries) == 1:
                 self._metrics.failed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,28 @@ from redis.exceptions import ResponseError
 
 from worker.messages import Entry
 
+_KEEP_FRESH = """
+local kept = {}
+for at = 3, #ARGV do
+  local id = ARGV[at]
+  if #redis.call("XPENDING", KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then kept[#kept + 1] = id end
+end
+if #kept > 0 then
+  table.insert(kept, "JUSTID")
+  redis.call("XCLAIM", KEYS[1], ARGV[1], ARGV[2], 0, unpack(kept))
+end
+return #kept
+"""
 _LEAVE = """
 if #redis.call("XPENDING", KEYS[1], ARGV[1], "-", "+", 1, ARGV[2]) == 0 then
   return redis.call("XGROUP", "DELCONSUMER", KEYS[1], ARGV[1], ARGV[2])
 end
 return -1
 """
+
+
+_KEPT_AT_ONCE = 1000
+"""Lua's unpack() sets a limit of some thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,15 @@ async def claim_stuck(redis: Redis, queries: str, group: str, consumer: str, *, 
     rows = await redis.xpending_range(queries, group, min=ids[0], max=ids[-1], count=10_000, consumername=consumer)
     deliveries = {row["message_id"]: int(row["times_delivered"]) for row in rows}
     return [Entry(entry_id.decode(), fields, deliveries.get(entry_id, 1)) for entry_id, fields in claimed]
+
+
+async def keep_fresh(redis: Redis, queries: str, group: str, consumer: str, ids: Sequence[str]) -> None:
+    """Start anew the idle time of entries that this consumer still holds, so that no one claims them from it.
+
+    In one script: an entry that another worker has claimed meanwhile stays with that one. Delivery counts stay.
+    """
+    for start in range(0, len(ids), _KEPT_AT_ONCE):
+        await redis.eval(_KEEP_FRESH, 1, queries, group, consumer, *ids[start : start + _KEPT_AT_ONCE])
 
 
 async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int) -> int:

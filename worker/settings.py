@@ -54,7 +54,13 @@ class Settings(BaseSettings):
     retention: Annotated[Literal["keep", "delete"], Field(description="Whether routed entries stay in the stream of queries")] = "keep"
     claim_after_s: Annotated[float, Field(gt=0, description="An entry idle for so long is taken over from its worker")] = 60.0
     claim_every_s: Annotated[float, Field(gt=0, description="How often to look for such entries")] = 5.0
-    batch_timeout_s: Annotated[float, Field(gt=0, description="The longest that one batch may take; bounds claim_after_s")] = 10.0
+    batch_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="The longest that one batch may take; then the model counts as stuck, /healthz says so, and others claim its entries",
+        ),
+    ] = 10.0
     max_deliveries: Annotated[int, Field(ge=1, description="An entry delivered more often is poison and goes to the dead stream")] = 5
     drain_timeout_s: Annotated[float, Field(gt=0, description="At SIGTERM, how long to finish what is in flight")] = 20.0
     http_host: Annotated[str, Field(description="Address of /metrics, /healthz, /readyz, /asyncapi")] = "127.0.0.1"
@@ -90,13 +96,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _claiming_spares_the_busy(self) -> Self:
-        batches = -(-self.in_flight_limit // self.batch_size) + 2
-        longest_s = batches * self.batch_timeout_s
-        if self.claim_after_s < longest_s:
+        if self.claim_after_s < 2 * self.batch_timeout_s:
             raise ValueError(
-                f"claim_after_s ({self.claim_after_s:g}) is shorter than {longest_s:g} s, which a healthy worker may take for what "
-                f"it holds ({batches} batches of at most batch_timeout_s): others would claim its entries. Raise claim_after_s, "
-                "or lower max_in_flight or batch_timeout_s"
+                f"claim_after_s ({self.claim_after_s:g}) is shorter than twice batch_timeout_s ({self.batch_timeout_s:g}): others would "
+                "claim what a healthy worker is still at. Raise claim_after_s, or lower batch_timeout_s"
             )
         return self
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from tests.conftest import StartWorker
 from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, wait_for
+from worker import recovery
 from worker.delivery import Delivered, Delivery, Duplicate
 from worker.errors import NotDelivered
 from worker.messages import Entry, Outgoing
@@ -42,6 +43,45 @@ def test_a_worker_thought_dead_that_comes_back_publishes_nothing_twice(start_wor
     sleeper.signal(signal.SIGCONT)
     wait_for(sleeper.ready, "the sleeper to be ready again")
     queue.assert_each_once(ids)
+
+
+def test_a_busy_workers_entries_are_not_claimed_however_long_they_wait(start_worker: StartWorker, queue: Queue) -> None:
+    quick = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 1, "batch_size": 1}
+    busy = start_worker(pace_s=0.2, max_in_flight=30, **quick)
+    ids = queue.add_all([f"query {number}" for number in range(30)])
+    wait_for(lambda: len(queue.pending_rows()) >= 20, "the worker to hold what takes it six seconds")
+    other = start_worker(pace_s=0.0, **quick)
+    queue.assert_each_once(ids)
+    assert other.metrics()["pointsman_reclaimed_total"] == 0
+    assert busy.metrics()["pointsman_duplicates_total"] == 0
+    assert busy.metrics()["pointsman_published_total"] == len(ids)
+
+
+def test_a_stuck_models_entries_are_claimed_and_its_worker_asks_for_a_restart(start_worker: StartWorker, queue: Queue) -> None:
+    quick = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 1}
+    stuck = start_worker(pace_s=1000.0, **quick)
+    ids = queue.add_all(["query 1", "query 2"])
+    wait_for(lambda: len(queue.pending_rows()) == 2, "the stuck worker to hold both")
+    wait_for(lambda: stuck.get("/healthz")[0] == 503, "the stuck worker to ask for a restart", 5)
+    assert stuck.get("/readyz")[0] == 503
+    other = start_worker(pace_s=0.0, **quick)
+    queue.assert_each_once(ids)
+    assert other.metrics()["pointsman_reclaimed_total"] == 2
+
+
+async def test_keeping_entries_fresh_takes_none_that_another_has_claimed(client: AsyncRedis, queue: Queue) -> None:
+    mine, lost = await _read(client, queue, count=2)
+    key = queue.streams.queries
+    await client.xclaim(key, GROUP, "other", min_idle_time=0, message_ids=[lost.id], idle=5000)
+    await client.xclaim(key, GROUP, "me", min_idle_time=0, message_ids=[mine.id], idle=5000, justid=True)
+    await recovery.keep_fresh(client, key, GROUP, "me", [mine.id, lost.id, "1-1"])
+    rows = {row["message_id"].decode(): row for row in queue.pending_rows()}
+    assert rows[mine.id]["consumer"] == b"me"
+    assert rows[mine.id]["time_since_delivered"] < 5000
+    assert rows[mine.id]["times_delivered"] == 1, "keeping is no delivery"
+    assert rows[lost.id]["consumer"] == b"other"
+    assert rows[lost.id]["time_since_delivered"] >= 5000
+    assert set(rows) == {mine.id, lost.id}
 
 
 def test_a_stopped_worker_exits_0_and_what_it_leaves_is_claimed_at_once(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:

@@ -19,7 +19,7 @@ def healthy() -> Health:
 
 def test_a_worker_that_has_just_started_lives_but_is_not_ready() -> None:
     assert all(Health().alive().values())
-    assert Health().ready() == {"redis": False, "consuming": False, "pipeline": True}
+    assert Health().ready() == {"redis": False, "consuming": False, "pipeline": True, "inference": True}
 
 
 def test_a_worker_that_reads_and_hears_from_redis_is_ready(healthy: Health) -> None:
@@ -28,9 +28,14 @@ def test_a_worker_that_reads_and_hears_from_redis_is_ready(healthy: Health) -> N
 
 @pytest.mark.parametrize(
     ("attribute", "value", "check"),
-    [("consuming", False, "consuming"), ("stopping", True, "consuming"), ("pipeline_failed", True, "pipeline")],
+    [
+        ("consuming", False, "consuming"),
+        ("stopping", True, "consuming"),
+        ("pipeline_failed", True, "pipeline"),
+        ("inference_stuck", lambda: True, "inference"),
+    ],
 )
-def test_readiness_falls_with_each_of_its_checks(healthy: Health, attribute: str, value: bool, check: str) -> None:
+def test_readiness_falls_with_each_of_its_checks(healthy: Health, attribute: str, value: object, check: str) -> None:
     setattr(healthy, attribute, value)
     assert [name for name, holds in healthy.ready().items() if not holds] == [check]
 
@@ -45,7 +50,12 @@ def test_readiness_falls_when_redis_stays_silent(healthy: Health, monkeypatch: p
 
 def test_a_failed_pipeline_asks_for_a_restart(healthy: Health) -> None:
     healthy.pipeline_failed = True
-    assert healthy.alive() == {"pipeline": False}
+    assert healthy.alive() == {"pipeline": False, "inference": True}
+
+
+def test_a_stuck_model_asks_for_a_restart(healthy: Health) -> None:
+    healthy.inference_stuck = lambda: True
+    assert healthy.alive() == {"pipeline": True, "inference": False}
 
 
 @pytest.mark.parametrize(("checks", "status"), [({"a": True, "b": True}, 200), ({"a": True, "b": False}, 503)])
