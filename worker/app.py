@@ -284,15 +284,16 @@ class Worker:
 
     async def _monitor(self) -> None:
         """Once a second: is Redis there, is the group there, are we reading, how much waits."""
-        settings, started = self.settings, False
+        settings, started, resume_from = self.settings, False, "0"
         while True:
             try:
-                if await recovery.ensure_group(self.redis, self.streams.queries, settings.group) and started:
-                    log.warning("the consumer group was gone and has been made again", stream=self.streams.queries)
+                if await recovery.ensure_group(self.redis, self.streams.queries, settings.group, resume_from) and started:
+                    log.warning("the consumer group was gone and has been made again", stream=self.streams.queries, after=resume_from)
                 if started and not self._subscriber.running and not self.health.stopping:
                     await self._subscriber.start()
                 waiting = await recovery.backlog(self.redis, self.streams.queries, settings.group)
                 self.metrics.backlog(waiting.lag, waiting.pending)
+                resume_from = waiting.resume_from or resume_from
                 self.health.redis_answered()
             except (RedisError, OSError, TimeoutError) as error:
                 log.debug("Redis does not answer", error=str(error))

@@ -26,7 +26,7 @@ from worker import doctor as diagnosis
 from worker.app import Listening, address, check_redis, connect, open_classifier, serve
 from worker.bench import report as benchmark
 from worker.classifier import Decision, EngineError, EngineOptions, ModelFileError, tuning
-from worker.dead_letters import dead_letters, replay
+from worker.dead_letters import dead_letters, purge, replay
 from worker.demo import demo as run_demo
 from worker.demo import read_samples
 from worker.embedded_redis import embedded_redis
@@ -266,6 +266,39 @@ def dead_replay(
             err.print(f"replayed {moved} of {len(chosen)}")
 
     _run(again())
+
+
+@dead.command("purge")
+def dead_purge(
+    older_than: Annotated[str, typer.Option(help="Age from which they are deleted, such as 90s, 15m, 12h or 30d.")],
+    redis_url: RedisUrl = None,
+    namespace: Namespace = None,
+    reason: Annotated[str | None, typer.Option(help="Only of this reason.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete old dead letters for good."""
+    seconds = _seconds(older_than)
+    settings = load_settings(redis_url=redis_url, namespace=namespace)
+
+    async def delete() -> None:
+        redis = connect(settings)
+        await check_redis(redis, address(redis))
+        purged = await purge(redis, Streams(settings.namespace), older_than_s=seconds, reason=reason)
+        await redis.aclose()
+        if as_json:
+            print(json.dumps({"purged": purged}))
+        else:
+            err.print(f"purged {purged}")
+
+    _run(delete())
+
+
+def _seconds(age: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    number, unit = age[:-1], age[-1:]
+    if not number.isdigit() or unit not in units:
+        raise Fatal(f"{age!r} is not an age: say a number and s, m, h or d, such as 30d")
+    return int(number) * units[unit]
 
 
 @app.command()

@@ -42,10 +42,30 @@ class Backlog:
     lag: int | None
     """Entries never read by the group; None where Redis (before 7.0, or after XDEL) cannot say."""
     pending: int
+    resume_from: str | None = None
+    """Where a group must start that takes this one's place: after the last entry of which all before are done.
+    None if there is no group."""
 
 
-async def ensure_group(redis: Redis, queries: str, group: str) -> bool:
-    """Make the group at id 0, so that what was queued before is not skipped. True if it was missing."""
+async def ensure_group(redis: Redis, queries: str, group: str, resume_from: str = "0") -> bool:
+    """Make the group if there is none. True if it was missing.
+
+    Args:
+        resume_from: where to start: at "0", so that what was queued before is not skipped; or for a group that was lost,
+            at what `backlog` last said of it. What was in flight then is routed again rather than lost.
+    """
+    try:
+        await redis.xgroup_create(queries, group, id=resume_from)
+    except ResponseError as error:
+        if "BUSYGROUP" in str(error):
+            return False
+        if "requires the key to exist" not in str(error):
+            raise
+        return await _make_stream_and_group(redis, queries, group)
+    return True
+
+
+async def _make_stream_and_group(redis: Redis, queries: str, group: str) -> bool:
     try:
         await redis.xgroup_create(queries, group, id="0", mkstream=True)
     except ResponseError as error:
@@ -92,9 +112,16 @@ async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle
 
 
 async def backlog(redis: Redis, queries: str, group: str) -> Backlog:
-    """Lag and pending of a group; (None, 0) if there is no such group."""
+    """How much waits for a group; (None, 0) if there is no such group."""
     for row in await redis.xinfo_groups(queries):
         if row["name"] in (group, group.encode()):
-            lag = row.get("lag")
-            return Backlog(None if lag is None else int(lag), int(row["pending"]))
+            lag, pending = row.get("lag"), int(row["pending"])
+            oldest = (await redis.xpending(queries, group))["min"] if pending else None
+            resume_from = _just_before(oldest.decode()) if oldest else row["last-delivered-id"].decode()
+            return Backlog(None if lag is None else int(lag), pending, resume_from)
     return Backlog(None, 0)
+
+
+def _just_before(entry_id: str) -> str:
+    milliseconds, sequence = map(int, entry_id.split("-"))
+    return f"{milliseconds}-{sequence - 1}" if sequence else f"{milliseconds - 1}-{2**64 - 1}"

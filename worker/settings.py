@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         float,
         Field(
             gt=0,
-            description="The longest that one batch may take; then the model counts as stuck, /healthz says so, and others claim its entries",
+            description="The longest that one batch may take; then the model counts as stuck and others claim its entries",
         ),
     ] = 10.0
     max_deliveries: Annotated[int, Field(ge=1, description="An entry delivered more often is poison and goes to the dead stream")] = 5

@@ -25,6 +25,19 @@ def rows(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
 
+def test_old_dead_letters_are_purged_and_young_ones_stay(queue: Queue, redis_url: str) -> None:
+    where = {"redis_url": redis_url, "namespace": queue.namespace}
+    queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "poison"}, id="1000-1")
+    queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "empty_text"}, id="2000-1")
+    young = queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "poison"})
+    assert rows(command("dead", "purge", "--older-than", "1d", "--reason", "poison", "--json", **where)) == [{"purged": 1}]
+    done = command("dead", "purge", "--older-than", "12h", **where)
+    assert (done.returncode, done.stderr.decode().strip()) == (0, "purged 1")
+    assert [entry_id for entry_id, _ in queue.read(queue.streams.dead)] == [young.decode()]
+    for age in ("soon", "5", "-1d", ""):
+        assert_clear_failure(command("dead", "purge", "--older-than", age, **where), "is not an age")
+
+
 def test_classify_prints_a_decision_for_each_argument(model_file: Path) -> None:
     found = rows(command("classify", "--json", "how do i bake bread", "gate latch broken", model=model_file))
     assert [row["text"] for row in found] == ["how do i bake bread", "gate latch broken"]
