@@ -155,6 +155,7 @@ def peers(
     if not taught:
         raise DataError("the peers need something to learn from: give --train FILE, or --split test")
     test = _examples(data, split, metadata["training"])
+    taught = dataset.without_copies(taught, of=test)
     with _progress("comparing") as bar:
         task = bar.add_task("comparing", total=None)
         found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what))

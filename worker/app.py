@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -80,6 +82,10 @@ async def serve(settings: Settings, classifier: Decides, on_listening: Callable[
         host, port = http_socket.getsockname()[:2]
         worker.on_started = lambda: on_listening(Listening(f"http://{host}:{port}", settings.redis_url.get_secret_value()))
         await server.serve(sockets=[http_socket])
+    if worker.health.inference_stuck():
+        log.critical("the model is still at its batch, ending without it")
+        sys.stderr.flush()
+        os._exit(1)  # Python would wait for the inference thread
     if worker.failure is not None:
         raise Fatal(f"the worker stopped: {worker.failure}") from worker.failure
 
@@ -307,6 +313,9 @@ class Worker:
         """Take over what other workers left behind."""
         settings = self.settings
         while True:
+            if self.health.inference_stuck():  # then others shall have what there is, this worker's own entries too
+                await asyncio.sleep(settings.claim_every_s)
+                continue
             try:
                 entries = await recovery.claim_stuck(
                     self.redis,
@@ -335,7 +344,7 @@ class Worker:
                 log.error("the model has been at one batch for too long", seconds=round(self.pipeline.classifying_for_s))
                 continue
             try:
-                await recovery.keep_fresh(self.redis, self.streams.queries, settings.group, settings.consumer, self.pipeline.in_flight)
+                await recovery.keep_fresh(self.redis, self.streams.queries, settings.group, settings.consumer, sorted(self.pipeline.held))
             except (RedisError, OSError) as error:
                 log.debug("cannot keep entries fresh", error=str(error))
 
@@ -354,7 +363,7 @@ class Worker:
         except (RedisError, OSError) as error:
             log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)
         await self.redis.aclose()
-        self._inference_thread.shutdown()
+        self._inference_thread.shutdown(wait=not self.health.inference_stuck())
 
 
 async def _leave_undecoded(_message: Any) -> None:

@@ -337,7 +337,9 @@ def demo(
 @app.command()
 def tune(
     model: Model = None,
-    texts: Annotated[Path | None, typer.Option(help="Queries to measure with, as for demo; the model's probes are always used.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Queries to measure with, as for demo; the test split beside the model if not given.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Weight formats only, in fewer rounds: under a minute.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -364,13 +366,13 @@ def tune(
         rounds=3 if quick else 7,
         on_trial=show,
     )
-    path = tuning.save_profile(profile, settings.model, settings.cache_dir)
+    path = tuning.save_profile(profile, settings.model, settings.cache_dir, settings.n_gpu_layers)
     if as_json:
         print(json.dumps({"profile": asdict(profile), "path": str(path), "trials": [asdict(trial) for trial in trials]}))
     else:
         kept = profile.weight_format or "the format of the file"
         out.print(
-            f"best here: {kept}, {profile.threads} threads, calls of {profile.batch_tokens} tokens; kept in {path}",
+            f"best here: {kept}, {profile.threads or 'all'} threads, calls of {profile.batch_tokens} tokens; kept in {path}",
             highlight=False,
             soft_wrap=True,
         )

@@ -78,7 +78,7 @@ async def replay(redis: Redis, streams: Streams, letter: DeadLetter) -> str | No
 
 async def purge(redis: Redis, streams: Streams, *, older_than_s: float, reason: str | None = None) -> int:
     """Delete dead letters that are older, by Redis' clock; all or those of one reason. Returns how many."""
-    seconds, microseconds = cast("tuple[int, int]", await redis.time())
+    seconds, microseconds = await redis.time()
     oldest_kept_ms = int(seconds * 1000 + microseconds // 1000 - older_than_s * 1000)
     purged = 0
     async for letter in dead_letters(redis, streams, reason=reason):

@@ -68,10 +68,16 @@ def _model(settings: Settings) -> Finding:
 
 
 def _speed(settings: Settings) -> Finding:
-    profile = tuning.load_profile(settings.model, settings.cache_dir) if settings.model.is_file() else None
+    try:
+        profile = tuning.load_profile(settings.model, settings.cache_dir, settings.n_gpu_layers)
+    except ModelFileError:  # the finding about the model says it
+        profile = None
     if profile is None:
-        return Finding(True, "speed", "not tuned on this machine: `pointsman tune` finds the fastest weight format, threads and batches")
-    found = f"{profile.weight_format or 'the format of the file'}, {profile.threads} threads, calls of {profile.batch_tokens} tokens"
+        return Finding(
+            True, "speed", "not tuned on this machine: `python -m worker tune` finds the fastest weight format, threads and batches"
+        )
+    threads = profile.threads or available_cores()
+    found = f"{profile.weight_format or 'the format of the file'}, {threads} threads, calls of {profile.batch_tokens} tokens"
     unused = "" if settings.format in ("tuned", "auto") else f"; POINTSMAN_FORMAT={settings.format} goes before its format"
     return Finding(True, "speed", f"tuned on this machine: {found}{unused}")
 

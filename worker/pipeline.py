@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from worker.classifier import Decision, ModelCard
 from worker.delivery import Delivered, Delivery, Duplicate
 from worker.errors import NotDelivered, Reject
-from worker.messages import Entry, Outgoing, Query, dead_fields, parse, routed_fields
+from worker.messages import ENVELOPE_FIELD, TEXT_FIELD, Entry, Outgoing, Query, dead_fields, parse, routed_fields
 from worker.metrics import Metrics
 from worker.routing import Streams, route
 
@@ -59,6 +59,7 @@ class Pipeline:
         self._inference_thread = inference_thread
         self._waiting: deque[tuple[Entry, float]] = deque()
         self._in_flight: set[str] = set()
+        self._at_the_door: list[Sequence[Entry]] = []
         self._changed = asyncio.Condition()
         self._closed = False
         self._redis_refuses = False
@@ -66,14 +67,21 @@ class Pipeline:
 
     async def submit(self, entries: Sequence[Entry]) -> None:
         """Take entries in; returns once there is room for them. Those already in flight are not taken twice."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._in_flight or len(self._in_flight) + len(entries) <= self._limits.max_in_flight)
-            now = time.perf_counter()
-            for entry in entries:
-                if entry.id not in self._in_flight:
-                    self._in_flight.add(entry.id)
-                    self._waiting.append((entry, now))
-            self._changed.notify_all()
+        self._at_the_door.append(entries)
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._has_room_for(len(entries)))
+                now = time.perf_counter()
+                for entry in entries:
+                    if entry.id not in self._in_flight:
+                        self._in_flight.add(entry.id)
+                        self._waiting.append((entry, now))
+                self._changed.notify_all()
+        finally:
+            self._at_the_door.remove(entries)
+
+    def _has_room_for(self, count: int) -> bool:
+        return not self._in_flight or len(self._in_flight) + count <= self._limits.max_in_flight
 
     async def run(self) -> None:
         """Work until `close` was called and nothing is in flight any more."""
@@ -89,9 +97,9 @@ class Pipeline:
             raise group.exceptions[0] from group
 
     @property
-    def in_flight(self) -> tuple[str, ...]:
-        """Ids of the entries taken in and neither delivered nor given up."""
-        return tuple(self._in_flight)
+    def held(self) -> set[str]:
+        """Ids of all entries that Redis has given to this worker: those in flight, and those that wait for room."""
+        return self._in_flight.union(entry.id for entries in self._at_the_door for entry in entries)
 
     @property
     def classifying_for_s(self) -> float:
@@ -122,8 +130,9 @@ class Pipeline:
             return batch
 
     def _estimated_tokens(self, entry: Entry) -> int:
-        """From the bytes of all its fields: the text is not parsed yet, and four bytes a token is usual."""
-        return min(sum(map(len, entry.fields.values())) // 4 + 1, self._limits.max_query_tokens)
+        """From the bytes of its text, which is not parsed yet: four bytes a token is usual."""
+        text = entry.fields.get(TEXT_FIELD) or entry.fields.get(ENVELOPE_FIELD) or b""
+        return min(len(text) // 4 + 1, self._limits.max_query_tokens)
 
     async def _decide(self, batch: Sequence[Entry]) -> list[Outgoing]:
         outgoing, queries = [], []

@@ -52,9 +52,12 @@ async def ensure_group(redis: Redis, queries: str, group: str, resume_from: str 
 
     Args:
         resume_from: where to start: at "0", so that what was queued before is not skipped; or for a group that was lost,
-            at what `backlog` last said of it. What was in flight then is routed again rather than lost.
+            at what `backlog` last said of it. Everything from the oldest entry on that was not done then is routed
+            again rather than lost.
     """
     try:
+        if resume_from != "0" and await _is_a_younger_stream(redis, queries, resume_from):
+            resume_from = "0"
         await redis.xgroup_create(queries, group, id=resume_from)
     except ResponseError as error:
         if "BUSYGROUP" in str(error):
@@ -63,6 +66,14 @@ async def ensure_group(redis: Redis, queries: str, group: str, resume_from: str 
             raise
         return await _make_stream_and_group(redis, queries, group)
     return True
+
+
+async def _is_a_younger_stream(redis: Redis, queries: str, resume_from: str) -> bool:
+    """Whether the stream was made anew by a clock that is behind: then all of it lies before the place to resume from."""
+    if not await redis.exists(queries):
+        return False
+    last_id: bytes = (await redis.xinfo_stream(queries))["last-generated-id"]
+    return _parts(last_id.decode()) < _parts(resume_from)
 
 
 async def _make_stream_and_group(redis: Redis, queries: str, group: str) -> bool:
@@ -123,5 +134,10 @@ async def backlog(redis: Redis, queries: str, group: str) -> Backlog:
 
 
 def _just_before(entry_id: str) -> str:
-    milliseconds, sequence = map(int, entry_id.split("-"))
+    milliseconds, sequence = _parts(entry_id)
     return f"{milliseconds}-{sequence - 1}" if sequence else f"{milliseconds - 1}-{2**64 - 1}"
+
+
+def _parts(entry_id: str) -> tuple[int, int]:
+    milliseconds, sequence = entry_id.split("-")
+    return int(milliseconds), int(sequence)

@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     format: Annotated[
         str,
         Field(
-            description="Weight format: `tuned` is what `pointsman tune` found best here, else the file as it is; `auto` measures at the "
-            "first start; `original` is the file as it is; or a format such as Q8_0"
+            description="Weight format: `tuned` is what `python -m worker tune` found best here, else the file as it is; `auto` "
+            "measures at the first start; `original` is the file as it is; or a format such as Q8_0"
         ),
     ] = "tuned"
     cache_dir: Annotated[Path, Field(description="Where other weight formats and what `tune` found are kept")] = Path("~/.cache/pointsman")
@@ -85,7 +85,10 @@ class Settings(BaseSettings):
     @field_validator("cache_dir")
     @classmethod
     def _home_is_expanded(cls, value: Path) -> Path:
-        return value.expanduser()
+        try:
+            return value.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{value} has no home directory to lie in: give a full path") from error
 
     @field_validator("namespace")
     @classmethod

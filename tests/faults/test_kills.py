@@ -48,19 +48,20 @@ def test_a_worker_thought_dead_that_comes_back_publishes_nothing_twice(start_wor
 
 def test_a_busy_workers_entries_are_not_claimed_however_long_they_wait(start_worker: StartWorker, queue: Queue) -> None:
     quick = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 1, "batch_size": 1}
-    busy = start_worker(pace_s=0.2, max_in_flight=30, **quick)
-    ids = queue.add_all([f"query {number}" for number in range(30)])
-    wait_for(lambda: len(queue.pending_rows()) >= 20, "the worker to hold what takes it six seconds")
+    busy = start_worker(pace_s=0.2, max_in_flight=60, **quick)
+    ids = queue.add_all([f"query {number}" for number in range(60)])
+    wait_for(lambda: len(queue.pending_rows()) >= 50, "the worker to hold what takes it twelve seconds")
     other = start_worker(pace_s=0.0, **quick)
     queue.assert_each_once(ids)
     assert other.metrics()["pointsman_reclaimed_total"] == 0
+    assert busy.metrics()["pointsman_reclaimed_total"] == 0, "nor by itself"
     assert busy.metrics()["pointsman_duplicates_total"] == 0
     assert busy.metrics()["pointsman_published_total"] == len(ids)
 
 
 def test_a_stuck_models_entries_are_claimed_and_its_worker_asks_for_a_restart(start_worker: StartWorker, queue: Queue) -> None:
     quick = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 1}
-    stuck = start_worker(pace_s=1000.0, **quick)
+    stuck = start_worker(pace_s=1000.0, drain_timeout_s=0.5, **quick)
     ids = queue.add_all(["query 1", "query 2"])
     wait_for(lambda: len(queue.pending_rows()) == 2, "the stuck worker to hold both")
     wait_for(lambda: stuck.get("/healthz")[0] == 503, "the stuck worker to ask for a restart", 5)
@@ -68,6 +69,9 @@ def test_a_stuck_models_entries_are_claimed_and_its_worker_asks_for_a_restart(st
     other = start_worker(pace_s=0.0, **quick)
     queue.assert_each_once(ids)
     assert other.metrics()["pointsman_reclaimed_total"] == 2
+    assert stuck.metrics()["pointsman_reclaimed_total"] == 0, "a stuck worker takes its own entries back"
+    assert queue.read(queue.streams.dead) == []
+    assert stuck.stop() == 1
 
 
 async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(client: AsyncRedis, queue: Queue) -> None:

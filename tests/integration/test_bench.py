@@ -54,7 +54,7 @@ def test_a_worker_with_the_real_model_is_compared_with_its_engine(bench: service
 def test_a_worker_says_how_much_memory_it_holds_and_stays_under_its_limit(bench: service.Bench, texts: list[str]) -> None:
     found = service.memory(bench, texts, 4000)
     assert 100 < found.early_mb < 700
-    assert found.late_mb < found.early_mb + 20
+    assert found.late_mb < found.early_mb + 40
 
 
 def test_the_engine_is_compared_with_prefill_and_the_ordinary_way(texts: list[str]) -> None:

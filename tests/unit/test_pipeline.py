@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,35 @@ async def test_submit_waits_while_too_much_is_in_flight(start: Start) -> None:
     running.delivery.gate.set()
     await asyncio.wait_for(held_back, 5)
     assert len(await running.finish()) == 5
+
+
+async def test_entries_that_wait_for_room_are_held_too_and_those_delivered_are_not(start: Start) -> None:
+    running = await start(max_in_flight=4)
+    running.delivery.gate.clear()
+    await running.pipeline.submit(entries(4))
+    late = asyncio.create_task(running.pipeline.submit(entries(3, first=5)))
+    await asyncio.sleep(SHORT_S)
+    assert running.pipeline.held == {f"{number}-0" for number in range(1, 8)}
+    running.delivery.gate.set()
+    await late
+    await running.finish()
+    assert running.pipeline.held == set()
+
+
+async def test_how_long_the_model_is_at_a_batch_is_known(start: Start) -> None:
+    go_on = threading.Event()
+
+    def slow(texts: Sequence[str]) -> list[Decision]:
+        go_on.wait(5)
+        return instant_classify(texts)
+
+    running = await start(slow)
+    assert running.pipeline.classifying_for_s == 0
+    await running.pipeline.submit(entries(1))
+    await until(lambda: running.pipeline.classifying_for_s > SHORT_S)
+    go_on.set()
+    await running.finish()
+    assert running.pipeline.classifying_for_s == 0
 
 
 async def test_more_entries_than_the_bound_are_taken_when_nothing_is_in_flight(start: Start) -> None:

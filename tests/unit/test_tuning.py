@@ -35,7 +35,10 @@ def test_a_profile_of_another_machine_is_not_used(model: Path, tmp_path: Path, m
     assert load_profile(model, tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"threads": 3}', "{not json"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"threads": 3}', "{not json", '{"weight_format": "Q9", "threads": 3, "batch_tokens": 511, "micro_batch_tokens": 256}'],
+)
 def test_a_damaged_profile_counts_as_none(model: Path, tmp_path: Path, content: str) -> None:
     save_profile(PROFILE, model, tmp_path).write_text(content)
     assert load_profile(model, tmp_path) is None
@@ -52,6 +55,7 @@ def test_threads_set_by_hand_go_before_those_found() -> None:
         threads=7, sequences=5, batch_tokens=511, micro_batch_tokens=256
     )
     assert PROFILE.options(EngineOptions()).threads == 3
+    assert Profile(None, None, 511, 256).options(EngineOptions()).threads is None
 
 
 def test_without_a_profile_the_file_is_used_as_it_is(model: Path, tmp_path: Path) -> None:

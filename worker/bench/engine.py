@@ -16,6 +16,7 @@ from worker.bench.llama_server import llama_server
 from worker.bench.rounds import Contestant, rates, ratio
 from worker.classifier import Classifier, EngineOptions
 from worker.classifier.cores import available_cores
+from worker.classifier.engine import layers_on_gpu
 from worker.classifier.grammar import gbnf
 from worker.classifier.model_file import load
 
@@ -49,10 +50,17 @@ class EngineFigures:
 
 
 def measure(
-    model: Path, options: EngineOptions, texts: Sequence[str], rounds: int, on_step: Callable[[], None], server: Path | None = None
+    model: Path,
+    options: EngineOptions,
+    texts: Sequence[str],
+    rounds: int,
+    on_step: Callable[[], None],
+    *,
+    n_gpu_layers: int = 0,
+    server: Path | None = None,
 ) -> EngineFigures:
     """Run all contestants in turns. `texts` is a full queue; `server` a llama-server to compare with."""
-    classifier = Classifier.open(model, options=options)
+    classifier = Classifier.open(model, options=options, n_gpu_layers=n_gpu_layers)
     unlike = unlike_texts(len(texts))
     n_tokens = {name: sum(len(classifier.encode(text).ids) for text in some) for name, some in (("alike", texts), ("unlike", unlike))}
 
@@ -61,8 +69,8 @@ def measure(
 
     alone = sorted(texts, key=lambda text: len(classifier.encode(text).ids))[len(texts) // 2]
     with ExitStack() as stack:
-        decode = stack.enter_context(prefill(model))
-        complete = stack.enter_context(ordinary(classifier, model))
+        decode = stack.enter_context(prefill(model, n_gpu_layers))
+        complete = stack.enter_context(ordinary(classifier, model, n_gpu_layers))
         contestants: dict[str, Contestant] = {
             "prefill": decode,
             "alike": classify(texts, n_tokens["alike"]),
@@ -106,9 +114,9 @@ def unlike_texts(count: int, seed: int = 0) -> list[str]:
 
 
 @contextmanager
-def prefill(model: Path) -> Iterator[Contestant]:
+def prefill(model: Path, n_gpu_layers: int = 0) -> Iterator[Contestant]:
     """llama.cpp's own full-batch prefill of one long text, with the settings that suit it best."""
-    loaded = load(model)
+    loaded = load(model, n_gpu_layers=n_gpu_layers)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = PREFILL_TOKENS
     params.n_threads = params.n_threads_batch = available_cores()
@@ -133,9 +141,12 @@ def prefill(model: Path) -> Iterator[Contestant]:
 
 
 @contextmanager
-def ordinary(classifier: Classifier, model: Path) -> Iterator[Callable[[Sequence[str]], float]]:
+def ordinary(classifier: Classifier, model: Path, n_gpu_layers: int = 0) -> Iterator[Callable[[Sequence[str]], float]]:
     """What a user of llama-cpp-python would write: `create_completion` with a grammar of the same labels."""
-    llama = llama_cpp.Llama(str(model), n_ctx=1024, n_threads=available_cores(), n_threads_batch=available_cores(), verbose=False)
+    cores = available_cores()
+    llama = llama_cpp.Llama(
+        str(model), n_ctx=1024, n_threads=cores, n_threads_batch=cores, n_gpu_layers=layers_on_gpu(n_gpu_layers), verbose=False
+    )
     grammar = llama_cpp.LlamaGrammar.from_string(gbnf(classifier.card.labels.codes), verbose=False)
     prompt = classifier.card.prompt
 

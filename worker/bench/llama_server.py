@@ -48,7 +48,11 @@ def llama_server(binary: Path, model: Path, card: ModelCard) -> Iterator[Callabl
                 yield _sender(f"http://127.0.0.1:{port}/completion", card, clients)
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _sender(url: str, card: ModelCard, clients: ThreadPoolExecutor) -> Callable[[Sequence[str]], float]:

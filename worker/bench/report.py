@@ -93,7 +93,9 @@ def bench(
         running = service.make(redis_url, path, options, made.pop("labels"), settings)
         stack.callback(service.clear, running)
 
-        figures = engine.measure(path, options, texts, rounds, lambda: bar.advance(tasks["engine"]), server)
+        figures = engine.measure(
+            path, options, texts, rounds, lambda: bar.advance(tasks["engine"]), n_gpu_layers=settings.n_gpu_layers, server=server
+        )
         whole, stand_in, times = [], [], []
         for _ in range(rounds):
             whole.append(service.through_redis(running, texts))

@@ -25,7 +25,7 @@ from worker.worker_process import worker_process
 STREAMS = Streams("pointsman-bench")
 PATIENCE_S = 600.0
 GROUP = "routers"
-STAND_IN_SETTINGS = {"BATCH_SIZE": "256"}
+STAND_IN_SETTINGS = {"BATCH_SIZE": "256", "BATCH_TOKENS": "65536"}
 """Without a model to wait for, the largest batch is best."""
 _FILL = """
 for number = 1, tonumber(ARGV[1]) do
@@ -151,7 +151,7 @@ def bare_lua(bench: Bench, batch_size: int, count: int) -> float:
 
 def through_redis(bench: Bench, texts: Sequence[str]) -> tuple[float, float]:
     """Messages/s of a worker, and of the classifier alone on the same texts just before."""
-    classifier = Classifier.open(bench.model, options=bench.options)
+    classifier = Classifier.open(bench.model, options=bench.options, n_gpu_layers=int(bench.worker_settings["N_GPU_LAYERS"]))
     alone = rates({"alone": lambda: len(classifier.classify(texts))}, 2)["alone"][-1]
     classifier.close()
     clear(bench)

@@ -59,10 +59,14 @@ class Classifier:
         model = load(path, n_gpu_layers=n_gpu_layers)
         try:
             classifier = cls(model, parse_card(model.metadata, str(path)), options or EngineOptions(), max_query_tokens)
+        except BaseException:
+            model.close()
+            raise
+        try:
             if check:
                 classifier.check_probes()
         except BaseException:
-            model.close()
+            classifier.close()
             raise
         return classifier
 

@@ -60,6 +60,11 @@ def system_info() -> str:
     return str(llama_cpp.llama_print_system_info().decode(errors="replace")).strip()
 
 
+def layers_on_gpu(n_gpu_layers: int) -> int:
+    """What the setting comes to in this build of llama.cpp: 0 where it knows no GPU, -1 for all."""
+    return n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
+
+
 def backend(n_gpu_layers: int) -> str:
     """Where llama.cpp computes with this setting, in words."""
     if not llama_cpp.llama_supports_gpu_offload():

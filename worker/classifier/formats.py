@@ -5,12 +5,12 @@ Which format is fastest depends on the CPU: with AVX512-BF16 it is BF16, elsewhe
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 import llama_cpp
 
-from worker.classifier.model_file import ModelFileError, content_hash
+from worker.classifier.model_file import ModelFileError, content_hash, first_error, start_llama_cpp
 
 _FILE_TYPES = {
     "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
@@ -26,6 +26,11 @@ FORMATS = tuple(_FILE_TYPES)
 """From the most exact to the smallest."""
 
 
+def cached(master: Path, weight_format: str, cache: Path, master_hash: str) -> Path:
+    """Where `in_format` keeps this format of the model."""
+    return cache / master_hash[:16] / f"{master.stem}.{weight_format}.gguf"
+
+
 def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -> Path:
     """The model in this format: made now, or as it was made before. Metadata and tokenizer are carried over.
 
@@ -36,14 +41,15 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
     Raises:
         ModelFileError: llama.cpp cannot make it, or there is no room for it.
     """
-    path = cache / master_hash[:16] / f"{master.stem}.{weight_format}.gguf"
-    seal = path.with_suffix(".sha256")
+    path = cached(master, weight_format, cache, master_hash)
+    seal = _seal(path)
     try:
         # The file was verified when it was made; the seal tells whether it is still that one.
         if path.is_file() and seal.is_file() and seal.read_text().strip() == content_hash(path):
             return path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False) as file:
+            partial = Path(file.name)  # of this process alone: several workers may share the cache
         try:
             _quantise(master, weight_format, partial)
             made_hash = content_hash(partial)
@@ -56,9 +62,20 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
     return path
 
 
+def forget(path: Path) -> None:
+    """Remove a file that `in_format` made."""
+    path.unlink(missing_ok=True)
+    _seal(path).unlink(missing_ok=True)
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
 def _quantise(master: Path, weight_format: str, output: Path) -> None:
+    start_llama_cpp()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = _FILE_TYPES[weight_format]
     params.allow_requantize = True
     if llama_cpp.llama_model_quantize(str(master).encode(), str(output).encode(), params) != 0:
-        raise ModelFileError(f"llama.cpp cannot make {weight_format} of {master}: is the disk full?")
+        raise ModelFileError(f"llama.cpp cannot make {weight_format} of {master}: {first_error()}")

@@ -121,6 +121,18 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
 _log_lines: list[str] = []
 
 
+def start_llama_cpp() -> None:
+    """Before anything else of llama.cpp: its log is kept here, where `first_error` finds it, and not on standard error."""
+    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    _log_lines.clear()
+
+
+def first_error() -> str:
+    """The first thing that llama.cpp complained of since `start_llama_cpp`."""
+    return _log_lines[0] if _log_lines else "llama.cpp gave no reason"
+
+
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_errors(level: int, text: bytes, _: Any) -> None:
     if level in (3, 4) and len(_log_lines) < 20:
@@ -168,25 +180,33 @@ class LoadedModel:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a GGUF.
+
+    Raises:
+        ModelFileError: the file is missing, cannot be read, or is no GGUF.
+    """
+    _require_gguf(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, sha256: str) -> None:
     """Raises ModelFileError unless the file is there and has this hash."""
-    _require_gguf(path)
     found = content_hash(path)
     if found != sha256.lower():
         raise ModelFileError(f"{path} has SHA-256 {found}, expected {sha256.lower()}: refusing to load it.")
 
 
 def _require_gguf(path: Path) -> None:
-    if not path.is_file():
-        raise ModelFileError(f"there is no model file at {path}. Build one with `make model`, or set POINTSMAN_MODEL.")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelFileError(f"{path} is not a GGUF file (wrong first bytes). Was it downloaded completely?")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ModelFileError(f"there is no model file at {path}. Build one with `make model`, or set POINTSMAN_MODEL.") from error
+    except OSError as error:
+        raise ModelFileError(f"cannot read the model file {path}: {error.strerror}") from error
+    if magic != b"GGUF":
+        raise ModelFileError(f"{path} is not a GGUF file (wrong first bytes). Was it downloaded completely?")
 
 
 def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False) -> LoadedModel:
@@ -200,16 +220,13 @@ def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False) -> Load
         ModelFileError: the file is missing, is no GGUF, or is damaged.
     """
     _require_gguf(path)
-    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    _log_lines.clear()
+    start_llama_cpp()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = n_gpu_layers
     params.vocab_only = vocab_only
     handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not handle:
-        cause = _log_lines[0] if _log_lines else "llama.cpp gave no reason"
-        raise ModelFileError(f"{path} cannot be loaded, it is damaged or of an unknown kind: {cause}")
+        raise ModelFileError(f"{path} cannot be loaded, it is damaged or of an unknown kind: {first_error()}")
     return LoadedModel(path, handle, _metadata(handle))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,32 +17,38 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+from pydantic import TypeAdapter
+
 from worker.classifier.classifier import Classifier
 from worker.classifier.cores import available_cores
-from worker.classifier.engine import EngineError, EngineOptions
-from worker.classifier.formats import FORMATS, in_format
-from worker.classifier.model_file import ModelFileError, content_hash, load
+from worker.classifier.engine import EngineError, EngineOptions, layers_on_gpu
+from worker.classifier.formats import FORMATS, cached, forget, in_format
+from worker.classifier.model_file import ModelFileError, content_hash
 
 LEAST_AGREEMENT = 0.98
 """Share of texts that a format must label like the original."""
 _WORTH_IT = 1.03
 """A setting must be faster by so much to be preferred to what stands."""
-_LEAST_TOKENS = 2_000
-"""Tokens in one round; fewer say little."""
+_TOKENS_A_ROUND = 2_000
+"""Fewer say little."""
+_CLOSE = ("F32", "F16", "BF16", "Q8_0")
+"""Formats that answer nearly alike: the only ones tried where there are too few texts to tell."""
+_ENOUGH_TEXTS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was found best for one model on one machine."""
+    """What was found best for one model on one machine. None stands for the default."""
 
     weight_format: str | None
     """None: the file as it is."""
-    threads: int
+    threads: int | None
+    """None: as many as there are cores."""
     batch_tokens: int
     micro_batch_tokens: int
 
     def options(self, base: EngineOptions) -> EngineOptions:
-        """`base` with what was found; threads that were set by hand stay."""
+        """`base` with what was found; threads that were set by hand stay as they were set."""
         return replace(
             base, threads=base.threads or self.threads, batch_tokens=self.batch_tokens, micro_batch_tokens=self.micro_batch_tokens
         )
@@ -80,10 +87,10 @@ def choose(
     """
     if weight_format == "original":
         return model, base
-    profile = load_profile(model, cache)
+    profile = load_profile(model, cache, n_gpu_layers)
     if profile is None and weight_format == "auto":
         profile = measure(model, [], cache, base=base, n_gpu_layers=n_gpu_layers, formats_only=True, rounds=3, on_trial=on_trial)
-        save_profile(profile, model, cache)
+        save_profile(profile, model, cache, n_gpu_layers)
     options = profile.options(base) if profile else base
     wanted = weight_format if weight_format in FORMATS else profile.weight_format if profile else None
     return (in_format(model, wanted, cache, content_hash(model)) if wanted else model), options
@@ -103,49 +110,56 @@ def measure(
     """Find the best profile for a model on this machine.
 
     Args:
-        texts: queries to measure with; the model's probes are added.
+        texts: queries to measure with; the model's probes are added. With fewer than a hundred only formats are tried
+            that answer nearly alike.
         formats_only: the short form; threads and batches stay as they are.
 
     Raises:
         ModelFileError: the model cannot be used as it is.
     """
-    load(model, vocab_only=True).close()
     master_hash = content_hash(model)
     cores = available_cores()
-    best = Profile(None, base.threads or cores, base.batch_tokens, base.micro_batch_tokens)
+    best = Profile(None, None, base.batch_tokens, base.micro_batch_tokens)
+    base = replace(base, hold_prefixes=False)  # what is held depends on what came before, which would favour the longest at work
 
     def start(profile: Profile) -> Classifier:
         path = model if profile.weight_format is None else in_format(model, profile.weight_format, cache, master_hash)
-        return Classifier.open(path, options=profile.options(replace(base, threads=None)), n_gpu_layers=n_gpu_layers)
+        return Classifier.open(path, options=profile.options(base), n_gpu_layers=n_gpu_layers)
 
     standing = start(best)
+    own_format = standing.weight_format
+    queue, repeats = _queue(standing, texts)
     try:
-        queue = _queue(standing, texts)
         original = [decision.label for decision in standing.classify(queue)]
 
         def challenge(what: str, profile: Profile) -> None:
             nonlocal best, standing
+            challenger = None
             try:
                 challenger = start(profile)
+                labels = [decision.label for decision in challenger.classify(queue)]
+                agreement = sum(a == b for a, b in zip(labels, original, strict=True)) / len(queue)
+                ratio = 0.0 if agreement < LEAST_AGREEMENT else _speed_ratio(challenger, standing, queue, repeats, rounds)
             except (ModelFileError, EngineError) as error:
                 on_trial(Trial(what, 0.0, 0.0, chosen=False, note=str(error)))
-                return
-            labels = [decision.label for decision in challenger.classify(queue)]
-            agreement = sum(a == b for a, b in zip(labels, original, strict=True)) / len(queue)
-            ratio = 0.0 if agreement < LEAST_AGREEMENT else _speed_ratio(challenger, standing, queue, rounds)
-            chosen = ratio > _WORTH_IT
-            note = "" if ratio else f"answers unlike the original on {1 - agreement:.1%} of {len(queue)} texts"
-            on_trial(Trial(what, ratio, agreement, chosen, note))
-            if chosen:
-                standing, challenger, best = challenger, standing, profile
-            challenger.close()
+            else:
+                note = "" if ratio else f"answers unlike the original on {1 - agreement:.1%} of {len(queue)} texts"
+                on_trial(Trial(what, ratio, agreement, ratio > _WORTH_IT, note))
+                if ratio > _WORTH_IT:
+                    standing, challenger, best = challenger, standing, profile
+            finally:
+                if challenger is not None:
+                    challenger.close()
 
-        for name in FORMATS:
-            if name != standing.weight_format or best.weight_format is not None:
+        for name in FORMATS if len(queue) >= _ENOUGH_TEXTS else _CLOSE:
+            if name != own_format:
                 challenge(name, replace(best, weight_format=name))
+                if best.weight_format != name:
+                    forget(cached(model, name, cache, master_hash))
         if not formats_only:
-            for threads in sorted({max(1, cores // 2), max(1, cores * 3 // 4)} - {best.threads}):
-                challenge(f"{threads} threads", replace(best, threads=threads))
+            if base.threads is None:
+                for threads in sorted({max(1, cores // 2), max(1, cores * 3 // 4)} - {cores}):
+                    challenge(f"{threads} threads", replace(best, threads=threads))
             for tokens in (127, 511, 1023):
                 challenge(f"calls of {tokens} tokens", replace(best, batch_tokens=tokens))
             for tokens in (128, 256):
@@ -155,61 +169,67 @@ def measure(
     return best
 
 
-def _queue(classifier: Classifier, texts: Sequence[str]) -> list[str]:
-    """Distinct texts, cut to what one round needs."""
+def _queue(classifier: Classifier, texts: Sequence[str]) -> tuple[list[str], int]:
+    """Distinct texts, and how often a round must classify them to have enough to do."""
     queue, tokens = [], 0
     for text in dict.fromkeys([*(probe.text for probe in classifier.card.probes), *texts]):
         queue.append(text)
         tokens += len(classifier.encode(text).ids)
-        if tokens >= _LEAST_TOKENS:
+        if tokens >= _TOKENS_A_ROUND and len(queue) >= _ENOUGH_TEXTS:
             break
-    return queue
+    return queue, -(-_TOKENS_A_ROUND // max(1, tokens))
 
 
-def _speed_ratio(challenger: Classifier, standing: Classifier, queue: Sequence[str], rounds: int) -> float:
+def _speed_ratio(challenger: Classifier, standing: Classifier, queue: Sequence[str], repeats: int, rounds: int) -> float:
     def seconds(classifier: Classifier) -> float:
         started = time.perf_counter()
-        classifier.classify(queue)
+        for _ in range(repeats):
+            classifier.classify(queue)
         return time.perf_counter() - started
 
     return median(seconds(standing) / seconds(challenger) for _ in range(rounds))
 
 
-def machine_key() -> str:
-    """Changes with the CPU, the cores that this process may use, and llama.cpp: what a profile depends on."""
+def machine_key(n_gpu_layers: int) -> str:
+    """Changes with what a profile depends on: the CPU, the cores that this process may use, llama.cpp, layers on a GPU."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else [platform.processor()]
     kept = sorted({line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))})
-    said = json.dumps([kept, available_cores(), version("llama-cpp-python")])
+    said = json.dumps([kept, available_cores(), version("llama-cpp-python"), layers_on_gpu(n_gpu_layers)])
     return sha256(said.encode()).hexdigest()[:12]
 
 
-def _profile_path(cache: Path, master_hash: str) -> Path:
-    return cache / master_hash[:16] / f"profile-{machine_key()}.json"
+def _profile_path(model: Path, cache: Path, n_gpu_layers: int) -> Path:
+    return cache / content_hash(model)[:16] / f"profile-{machine_key(n_gpu_layers)}.json"
 
 
-def load_profile(model: Path, cache: Path) -> Profile | None:
-    """What was found for this model on this machine, if anything. One that cannot be read counts as none."""
-    if not cache.is_dir():
-        return None
+def load_profile(model: Path, cache: Path, n_gpu_layers: int = 0) -> Profile | None:
+    """What was found for this model on this machine, if anything. One that cannot be read counts as none.
+
+    Raises:
+        ModelFileError: there is no such model.
+    """
     try:
-        return Profile(**json.loads(_profile_path(cache, content_hash(model)).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        if not cache.is_dir():
+            return None
+        profile = TypeAdapter(Profile).validate_json(_profile_path(model, cache, n_gpu_layers).read_bytes())
+    except (OSError, ValueError):
         return None
+    return profile if profile.weight_format in (None, *FORMATS) else None
 
 
-def save_profile(profile: Profile, model: Path, cache: Path) -> Path:
+def save_profile(profile: Profile, model: Path, cache: Path, n_gpu_layers: int = 0) -> Path:
     """Keep a profile for `load_profile`. Returns where.
 
     Raises:
         ModelFileError: it cannot be written.
     """
-    path = _profile_path(cache, content_hash(model))
+    path = _profile_path(model, cache, n_gpu_layers)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(asdict(profile), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as partial:
+            partial.write(json.dumps(asdict(profile), indent=1) + "\n")
+        Path(partial.name).replace(path)
     except OSError as error:
         raise ModelFileError(f"cannot keep the profile in {cache} ({error}): set POINTSMAN_CACHE_DIR") from error
     return path
