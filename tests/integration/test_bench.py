@@ -62,7 +62,7 @@ def test_the_engine_is_compared_with_prefill_and_the_ordinary_way(texts: list[st
     figures = engine.measure(MODEL, EngineOptions(), texts[:48], 1, lambda: steps.append(None))
     assert len(steps) == 6
     assert figures.to_server is None
-    assert 0.5 < figures.computed_share <= 1
+    assert 0.5 < figures.computed_share < 1.1, "up to 63 tokens are computed beside the queries when what is held is chosen anew"
     assert figures.to_ordinary > 1, "batched decoding is slower than create_completion"
     assert figures.messages_per_s == pytest.approx(figures.tokens_per_s / figures.tokens_per_message)
     assert 0 < figures.forward_pass_s < 2

@@ -137,7 +137,7 @@ def test_replay_wants_to_know_which_and_refuses_an_unknown_id(queue: Queue, redi
 def test_doctor_finds_nothing_wrong_and_leaves_no_key(queue: Queue, redis_url: str, model_file: Path) -> None:
     done = command("doctor", "--json", redis_url=redis_url, namespace=queue.namespace, model=model_file)
     (found,) = rows(done)
-    assert {finding["what"] for finding in found["findings"]} == {"model", "cpu", "redis", "permissions", "queue"}
+    assert {finding["what"] for finding in found["findings"]} == {"model", "speed", "computing", "redis", "permissions", "queue"}
     assert all(finding["ok"] for finding in found["findings"])
     values = {row["variable"]: row["value"] for row in found["settings"]}
     assert values["POINTSMAN_NAMESPACE"] == queue.namespace
