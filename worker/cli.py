@@ -38,6 +38,8 @@ from worker.settings import load_settings
 
 EMBEDDED_DIRECTORY = Path(".pointsman/redis")
 CHUNK = 64
+QUICK_QUERIES = 256
+"""Queries that a quick benchmark takes, spread over all it was given."""
 
 app = typer.Typer(
     help="Route user queries from a Redis stream to the stream of their category.",
@@ -382,7 +384,7 @@ def tune(
 def bench(
     model: Model = None,
     texts: Annotated[Path | None, typer.Option(help="Queries, as for demo; the test split beside the model if not given.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: some two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help=f"Fewer rounds and at most {QUICK_QUERIES} of the queries: some minutes.")] = False,
     redis_url: Annotated[
         str | None, typer.Option(help="A Redis to measure on, under pointsman-bench:*; an embedded one if not given.")
     ] = None,
@@ -398,6 +400,8 @@ def bench(
     if not texts.is_file():
         raise Fatal(f"there is no file of queries at {texts}: give one with --texts")
     queue = [sample.text for sample in read_samples(texts)]
+    if quick:
+        queue = queue[:: -(-len(queue) // QUICK_QUERIES)]
     report = benchmark.bench(settings, queue, err if as_json else out, quick=quick, redis_url=redis_url, server=llama_server)
     if as_json:
         print(json.dumps(report.as_dict()))
