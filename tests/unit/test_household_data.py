@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.dataset import PARTS, Example, Part, frames, load_examples, near_duplicates, split
+from trainer.dataset import PARTS, Example, Part, check_labels, frames, load_examples, near_duplicates, split, without_copies
 from trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +77,10 @@ def test_added_rows_move_few_of_the_others(examples: list[Example], parts: dict[
     assert len(moved) <= 0.02 * len(examples), "a split that is drawn anew moves about 45 % of the rows"
     if added == 1:
         assert len(moved) <= 2
+
+
+def test_what_is_trained_on_alone_copies_nothing_that_is_measured_with(parts: dict[Part, list[Example]]) -> None:
+    assert RECIPE.train_only is not None
+    more = load_examples(ROOT / RECIPE.train_only)
+    check_labels(more, RECIPE.labels)
+    assert without_copies(more, of=[*parts["validation"], *parts["test"], *load_examples(ROOT / "models/household/exam.json")]) == more
