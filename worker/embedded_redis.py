@@ -41,12 +41,17 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
         _wait_until_up(process, port, log_file)
         yield f"redis://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, patience_s=10)
+
+
+def end_process(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Ask a child to end, and kill it if it has not in time."""
+    process.terminate()
+    try:
+        process.wait(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from worker.embedded_redis import free_port
+from worker.embedded_redis import end_process, free_port
 from worker.errors import Fatal
 
 PATIENCE_S = 60.0
@@ -42,12 +42,7 @@ def worker_process(command: Sequence[str], redis_url: str, settings: Mapping[str
             time.sleep(0.05)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, patience_s=30)
 
 
 def _ready(url: str) -> bool:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speaks as much of llama-server's HTTP as the benchmark asks for; ANSWER is what it says to everything.
 
-The real one is no part of llama-cpp-python and takes five minutes to compile; `docs/benchmarks.md` has figures of it.
+The real one is no part of llama-cpp-python and takes minutes to compile.
 """
 
 import json

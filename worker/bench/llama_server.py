@@ -16,7 +16,7 @@ from pathlib import Path
 from worker.classifier import ModelCard
 from worker.classifier.cores import available_cores
 from worker.classifier.grammar import gbnf
-from worker.embedded_redis import free_port
+from worker.embedded_redis import end_process, free_port
 from worker.errors import Fatal
 
 SLOTS = 16
@@ -47,12 +47,7 @@ def llama_server(binary: Path, model: Path, card: ModelCard) -> Iterator[Callabl
             with ThreadPoolExecutor(SLOTS) as clients:
                 yield _sender(f"http://127.0.0.1:{port}/completion", card, clients)
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end_process(process, patience_s=10)
 
 
 def _sender(url: str, card: ModelCard, clients: ThreadPoolExecutor) -> Callable[[Sequence[str]], float]:
