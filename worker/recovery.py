@@ -55,35 +55,23 @@ async def ensure_group(redis: Redis, queries: str, group: str, resume_from: str 
             at what `backlog` last said of it. Everything from the oldest entry on that was not done then is routed
             again rather than lost.
     """
+    if resume_from != "0" and not await _reaches(redis, queries, resume_from):
+        resume_from = "0"
     try:
-        if resume_from != "0" and await _is_a_younger_stream(redis, queries, resume_from):
-            resume_from = "0"
-        await redis.xgroup_create(queries, group, id=resume_from)
-    except ResponseError as error:
-        if "BUSYGROUP" in str(error):
-            return False
-        if "requires the key to exist" not in str(error):
-            raise
-        return await _make_stream_and_group(redis, queries, group)
-    return True
-
-
-async def _is_a_younger_stream(redis: Redis, queries: str, resume_from: str) -> bool:
-    """Whether the stream was made anew by a clock that is behind: then all of it lies before the place to resume from."""
-    if not await redis.exists(queries):
-        return False
-    last_id: bytes = (await redis.xinfo_stream(queries))["last-generated-id"]
-    return _parts(last_id.decode()) < _parts(resume_from)
-
-
-async def _make_stream_and_group(redis: Redis, queries: str, group: str) -> bool:
-    try:
-        await redis.xgroup_create(queries, group, id="0", mkstream=True)
+        await redis.xgroup_create(queries, group, id=resume_from, mkstream=True)
     except ResponseError as error:
         if "BUSYGROUP" in str(error):
             return False
         raise
     return True
+
+
+async def _reaches(redis: Redis, queries: str, entry_id: str) -> bool:
+    """Whether the stream goes on from that entry. One that was deleted, or made anew by a clock that is behind, does not."""
+    if not await redis.exists(queries):
+        return False
+    last_id: bytes = (await redis.xinfo_stream(queries))["last-generated-id"]
+    return _parts(last_id.decode()) >= _parts(entry_id)
 
 
 async def claim_stuck(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int, count: int) -> list[Entry]:
