@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,14 +24,13 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.annotations import RedisBatchStreamMessage
 from faststream.specification import AsyncAPI
 from prometheus_client import make_asgi_app
-from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, RedisError
 
 from worker import __version__, recovery
 from worker.classifier import Classifier, Decision, EngineOptions, ModelCard, tuning
 from worker.classifier.model_file import verify
+from worker.connection import POLLING_S, check_redis, connect, make_broker
 from worker.delivery import Delivery
-from worker.errors import Fatal, SettingsError
+from worker.errors import REDIS_ERRORS, Fatal
 from worker.health import Health, endpoint
 from worker.messages import Entry
 from worker.metrics import Metrics
@@ -40,6 +40,8 @@ from worker.settings import Settings
 
 log = structlog.get_logger("pointsman.app")
 MONITOR_EVERY_S = 1.0
+CONSUME_STUCK_S = 15.0
+"""Beyond Redis' own timeout: FastStream pauses for 5 s after an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +114,6 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def connect(settings: Settings) -> Redis:
-    """A client of the settings' Redis, with timeouts on everything.
-
-    Raises:
-        SettingsError: the URL is malformed.
-    """
-    try:
-        return Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-            health_check_interval=15,
-        )
-    except ValueError as error:
-        raise SettingsError(f"POINTSMAN_REDIS_URL is not a Redis URL: {error}") from error
-
-
 def open_classifier(settings: Settings) -> Classifier:
     """Load the settings' model, check it against its probes, and check that its labels give distinct streams.
 
@@ -154,22 +139,6 @@ def _log_trial(trial: tuning.Trial) -> None:
     log.info("measured a weight format", what=trial.what, speed=round(trial.ratio, 2), chosen=trial.chosen, note=trial.note)
 
 
-async def check_redis(redis: Redis, where: str) -> None:
-    """Raises Fatal, saying what to do, unless Redis answers."""
-    try:
-        await redis.ping()
-    except AuthenticationError as error:
-        raise Fatal(f"Redis at {where} refuses the login ({error}): check user and password in POINTSMAN_REDIS_URL") from error
-    except (RedisError, OSError) as error:
-        raise Fatal(f"cannot reach Redis at {where} ({error}): start it, set POINTSMAN_REDIS_URL, or use --embedded-redis") from error
-
-
-def address(redis: Redis) -> str:
-    """Where a client connects to, without its password."""
-    options = redis.connection_pool.connection_kwargs
-    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-
-
 class Worker:
     """Everything that lives while a worker runs."""
 
@@ -179,7 +148,10 @@ class Worker:
         self.redis = connect(settings)
         self.metrics = Metrics()
         self.metrics.model(classifier.card, classifier.weight_format)
-        self.health = Health(inference_stuck=lambda: self.pipeline.classifying_for_s > settings.batch_timeout_s)
+        self.health = Health(
+            inference_stuck=lambda: self.pipeline.classifying_for_s > settings.batch_timeout_s,
+            held_back=lambda: self.pipeline.held_back > 0,
+        )
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.on_started: Callable[[], None] = lambda: None
@@ -188,7 +160,14 @@ class Worker:
             classifier.classify,
             classifier.card,
             self.streams,
-            Delivery(self.redis, self.streams.queries, settings.group, settings.retention),
+            Delivery(
+                self.redis,
+                self.streams,
+                settings.group,
+                settings.retention,
+                max_topic_length=settings.max_topic_length,
+                deduplicate_for_s=settings.deduplicate_for_s if settings.deduplicate_by else 0.0,
+            ),
             self.metrics,
             Limits(
                 batch_size=settings.batch_size,
@@ -197,6 +176,7 @@ class Worker:
                 max_in_flight=settings.in_flight_limit,
                 max_text_bytes=settings.max_text_bytes,
                 max_deliveries=settings.max_deliveries,
+                message_id_field=settings.deduplicate_by,
             ),
             self._inference_thread,
         )
@@ -206,7 +186,7 @@ class Worker:
 
     async def check_redis(self) -> None:
         """Raises Fatal unless Redis answers."""
-        await check_redis(self.redis, address(self.redis))
+        await check_redis(self.redis, self.settings)
 
     def abandon(self) -> None:
         """Give up what is in flight; it stays pending."""
@@ -215,19 +195,14 @@ class Worker:
 
     def _make_broker(self) -> tuple[RedisBroker, Any]:
         settings = self.settings
-        broker = RedisBroker(
-            settings.redis_url.get_secret_value(),
-            graceful_timeout=settings.drain_timeout_s,
-            logger=logging.getLogger("faststream"),
-            socket_connect_timeout=settings.redis_timeout_s,
-        )
+        broker = make_broker(settings)
         source = StreamSub(
             self.streams.queries,
             group=settings.group,
             consumer=settings.consumer,
             batch=True,
             max_records=settings.batch_size,
-            polling_interval=1000,
+            polling_interval=int(POLLING_S * 1000),
         )
         subscriber = broker.subscriber(
             stream=source,
@@ -291,6 +266,7 @@ class Worker:
     async def _monitor(self) -> None:
         """Once a second: is Redis there, is the group there, are we reading, how much waits."""
         settings, started, resume_from = self.settings, False, "0"
+        idle_since, submitted = time.monotonic(), 0
         while True:
             try:
                 if await recovery.ensure_group(self.redis, self.streams.queries, settings.group, resume_from) and started:
@@ -301,8 +277,12 @@ class Worker:
                 self.metrics.backlog(waiting.lag, waiting.pending)
                 resume_from = waiting.resume_from or resume_from
                 self.health.redis_answered()
-            except (RedisError, OSError, TimeoutError) as error:
+                if not waiting.lag or self.pipeline.held or self.pipeline.submitted != submitted:
+                    idle_since, submitted = time.monotonic(), self.pipeline.submitted
+            except (*REDIS_ERRORS, TimeoutError) as error:
                 log.debug("Redis does not answer", error=str(error))
+                idle_since = time.monotonic()
+            self.health.consume_stuck = time.monotonic() - idle_since > settings.redis_timeout_s + CONSUME_STUCK_S
             self.health.consuming = bool(self._subscriber.running)
             if self.health.consuming and not started:
                 started = True
@@ -310,8 +290,9 @@ class Worker:
             await asyncio.sleep(MONITOR_EVERY_S if started else 0.02)
 
     async def _claim(self) -> None:
-        """Take over what other workers left behind."""
+        """Take over what other workers left behind, and forget those of whom nothing is left."""
         settings = self.settings
+        idle_ms = int(settings.claim_after_s * 1000)
         while True:
             if self.health.inference_stuck():  # then others shall have what there is, this worker's own entries too
                 await asyncio.sleep(settings.claim_every_s)
@@ -322,10 +303,12 @@ class Worker:
                     self.streams.queries,
                     settings.group,
                     settings.consumer,
-                    idle_ms=int(settings.claim_after_s * 1000),
+                    idle_ms=idle_ms,
                     count=settings.batch_size,
                 )
-            except (RedisError, OSError) as error:
+                if not entries:
+                    await recovery.forget_dead_consumers(self.redis, self.streams.queries, settings.group, idle_ms=idle_ms)
+            except REDIS_ERRORS as error:
                 log.debug("cannot claim", error=str(error))
                 entries = []
             if entries:
@@ -345,7 +328,7 @@ class Worker:
                 continue
             try:
                 await recovery.keep_fresh(self.redis, self.streams.queries, settings.group, settings.consumer, sorted(self.pipeline.held))
-            except (RedisError, OSError) as error:
+            except REDIS_ERRORS as error:
                 log.debug("cannot keep entries fresh", error=str(error))
 
     async def _drain(self) -> None:
@@ -360,7 +343,7 @@ class Worker:
             idle_ms = int(settings.claim_after_s * 1000)
             left = await recovery.release(self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms)
             log.info("stopped", released=left)
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)
         await self.redis.aclose()
         self._inference_thread.shutdown(wait=not self.health.inference_stuck())

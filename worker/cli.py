@@ -16,21 +16,21 @@ from typing import Annotated, Any
 import structlog
 import typer
 import uvloop
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from worker import __version__
 from worker import doctor as diagnosis
-from worker.app import Listening, address, check_redis, connect, open_classifier, serve
+from worker.app import Listening, open_classifier, serve
 from worker.bench import report as benchmark
 from worker.classifier import Decision, EngineError, EngineOptions, ModelFileError, tuning
+from worker.connection import check_redis, connect
 from worker.dead_letters import dead_letters, purge, replay
 from worker.demo import demo as run_demo
 from worker.demo import read_samples
 from worker.embedded_redis import embedded_redis
-from worker.errors import Fatal
+from worker.errors import REDIS_ERRORS, Fatal
 from worker.follow import Followed, follow
 from worker.logs import configure
 from worker.routing import Streams
@@ -145,7 +145,7 @@ def send(
 
     async def put() -> None:
         redis = connect(settings)
-        await check_redis(redis, address(redis))
+        await check_redis(redis, settings)
         for text in texts or _stdin_lines():
             raw_id: Any = await redis.xadd(streams.queries, {"text": text})
             entry_id = raw_id.decode()
@@ -168,7 +168,7 @@ def tail(
 
     async def watch() -> None:
         redis = connect(settings)
-        await check_redis(redis, address(redis))
+        await check_redis(redis, settings)
         seen = 0
         async for item in follow(redis, Streams(settings.namespace), from_start=from_start):
             _print_followed(item, as_json)
@@ -202,7 +202,7 @@ def dead_list(
 
     async def show() -> None:
         redis = connect(settings)
-        await check_redis(redis, address(redis))
+        await check_redis(redis, settings)
         letters = []
         async for letter in dead_letters(redis, Streams(settings.namespace), reason=reason):
             letters.append(letter)
@@ -252,7 +252,7 @@ def dead_replay(
 
     async def again() -> None:
         redis = connect(settings)
-        await check_redis(redis, address(redis))
+        await check_redis(redis, settings)
         chosen = [letter async for letter in dead_letters(redis, streams, reason=reason, only_id=entry_id)]
         if entry_id and not chosen:
             raise Fatal(f"there is no dead letter {entry_id}: `dead list` shows them")
@@ -284,7 +284,7 @@ def dead_purge(
 
     async def delete() -> None:
         redis = connect(settings)
-        await check_redis(redis, address(redis))
+        await check_redis(redis, settings)
         purged = await purge(redis, Streams(settings.namespace), older_than_s=seconds, reason=reason)
         await redis.aclose()
         if as_json:
@@ -423,7 +423,7 @@ def _stdin_lines() -> Iterator[str]:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(work)
-    except (RedisError, OSError) as error:
+    except REDIS_ERRORS as error:
         raise Fatal(f"Redis: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,9 +13,16 @@ from redis.exceptions import ResponseError
 
 from worker.errors import NotDelivered
 from worker.messages import Outgoing
+from worker.routing import Streams
 
 Retention = Literal["keep", "delete"]
-_SCRIPT = files("worker").joinpath("delivery.lua").read_text(encoding="utf-8")
+WAITED_OUT = (
+    *("OOM", "READONLY", "MISCONF", "NOPERM", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "TRYAGAIN"),
+    *("WRONGTYPE", "FULL"),
+)
+"""Codes of refusals that someone can mend, or that pass."""
+_CODE = re.compile(r"(?:^|-)([A-Z]{2,})\b")
+SCRIPT = files("worker").joinpath("delivery.lua").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +40,35 @@ class Duplicate:
     """The entry was no longer pending: another worker has published it, so this one did not."""
 
 
-Result = Delivered | Duplicate | NotDelivered
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A message of the same id was published of late: the entry was acknowledged and not published."""
+
+
+Result = Delivered | Duplicate | Repeated | NotDelivered
 
 
 class Delivery:
-    """Hands batches over to Redis for one consumer group."""
+    """Hands batches over to Redis for one consumer group.
 
-    def __init__(self, redis: Redis, queries: str, group: str, retention: Retention) -> None:
-        self._queries, self._group, self._retention = queries, group, retention
-        self._script = redis.register_script(_SCRIPT)
+    Args:
+        max_topic_length: entries at which a stream takes no more; the dead stream always does.
+        deduplicate_for_s: how long the ids of published messages are remembered; 0 for not at all.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        streams: Streams,
+        group: str,
+        retention: Retention,
+        *,
+        max_topic_length: int | None = None,
+        deduplicate_for_s: float = 0.0,
+    ) -> None:
+        self._streams, self._max_topic_length = streams, max_topic_length or 0
+        self._header = (group, retention, int(deduplicate_for_s * 1000))
+        self._script = redis.register_script(SCRIPT)
 
     async def deliver(self, batch: Sequence[Outgoing]) -> list[Result]:
         """Publish each entry to its stream if it is still pending, and acknowledge it.
@@ -51,22 +79,38 @@ class Delivery:
             RedisError: Redis could not be reached or refused the whole batch; nothing is known to be
                 delivered, call again.
         """
-        keys = [self._queries]
-        arguments: list[str | bytes | int] = [self._group, self._retention]
+        keys = {self._streams.queries: 1, self._streams.seen: 2}
+        arguments: list[str | bytes | int] = [*self._header]
         for outgoing in batch:
-            if outgoing.stream not in keys[1:]:
-                keys.append(outgoing.stream)
-            arguments += (outgoing.entry.id, keys.index(outgoing.stream, 1) + 1, 2 * len(outgoing.fields))
+            destination = keys.setdefault(outgoing.stream, len(keys) + 1)
+            limit = 0 if outgoing.stream == self._streams.dead else self._max_topic_length
+            arguments += (outgoing.entry.id, destination, limit, outgoing.message_id, 2 * len(outgoing.fields))
             for pair in outgoing.fields.items():
                 arguments += pair
-        replies: list[Any] = await self._script(keys=keys, args=arguments)
+        replies: list[Any] = await self._script(keys=list(keys), args=arguments)
         return [_result(outgoing, reply) for outgoing, reply in zip(batch, replies, strict=True)]
 
 
-def _result(outgoing: Outgoing, reply: bytes | ResponseError | None) -> Result:
+def refusal_code(error: Exception) -> str:
+    """Why Redis does not take something: one of WAITED_OUT, `unreachable`, or `other`.
+
+    redis-py takes the codes that it knows off the message. Redis before 7 puts the code that a command in a script got
+    behind "ERR Error running script (...): -".
+    """
+    given = str(getattr(error, "status_code", None) or "")
+    found: list[str] = [given, *_CODE.findall(str(error))]
+    for code in found:
+        if code in WAITED_OUT:
+            return code
+    return "other" if isinstance(error, ResponseError) else "unreachable"
+
+
+def _result(outgoing: Outgoing, reply: bytes | int | ResponseError | None) -> Result:
     if isinstance(reply, ResponseError):
-        return NotDelivered(str(reply))
+        return NotDelivered(str(reply), refusal_code(reply))
     if reply is None:
         return Duplicate()
+    if isinstance(reply, int):
+        return Repeated()
     new_id = reply.decode()
     return Delivered(new_id, max(0, int(new_id.partition("-")[0]) - outgoing.entry.added_ms))

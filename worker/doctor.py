@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, ResponseError
 
-from worker.app import address, check_redis, connect, open_classifier
+from worker.app import open_classifier
 from worker.classifier import EngineError, ModelFileError, tuning
 from worker.classifier.cores import available_cores
 from worker.classifier.engine import backend, system_info
-from worker.errors import Fatal
+from worker.connection import check_redis, connect, parse
+from worker.errors import REDIS_ERRORS, Fatal
 from worker.recovery import backlog
 from worker.routing import Streams
 from worker.settings import PREFIX, Settings
@@ -36,7 +37,7 @@ class Finding:
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Make all checks; none of them changes anything in Redis but a key of its own, which it deletes."""
+    """Make all checks; none of them changes anything in Redis."""
     findings = [
         await asyncio.to_thread(_model, settings),
         await asyncio.to_thread(_speed, settings),
@@ -44,7 +45,7 @@ async def examine(settings: Settings) -> list[Finding]:
     ]
     redis = connect(settings)
     try:
-        await check_redis(redis, address(redis))
+        await check_redis(redis, settings)
     except Fatal as error:
         return [*findings, Finding(False, "redis", str(error))]
     for what, check in (("redis", _version), ("permissions", _permissions), ("queue", _queue)):
@@ -85,31 +86,59 @@ def _speed(settings: Settings) -> Finding:
 async def _attempt(what: str, check: Callable[[Redis, Settings], Awaitable[str]], redis: Redis, settings: Settings) -> Finding:
     try:
         return Finding(True, what, await check(redis, settings))
-    except (RedisError, OSError, Fatal) as error:
+    except (*REDIS_ERRORS, Fatal) as error:
         return Finding(False, what, str(error))
 
 
-async def _version(redis: Redis, _settings: Settings) -> str:
+async def _version(redis: Redis, settings: Settings) -> str:
+    where = parse(settings.redis_url.get_secret_value()).shown
     version = str((await redis.info("server"))["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        raise Fatal(f"Redis {version} at {address(redis)} is too old, 6.2 or newer is needed")
+        raise Fatal(f"Redis {version} at {where} is too old, 6.2 or newer is needed")
     memory = await redis.info("memory")
     policy = memory.get("maxmemory_policy", "noeviction")
     if memory.get("maxmemory") and policy != "noeviction":
         raise Fatal(f"Redis evicts keys when memory is short (maxmemory-policy {policy}): queries could be lost, set noeviction")
-    return f"{version} at {address(redis)}"
+    return f"{version} at {where}"
 
 
 async def _permissions(redis: Redis, settings: Settings) -> str:
-    """Do on a key of our own what a worker does on its streams."""
-    key = f"{settings.namespace}:doctor"
-    await redis.delete(key)
-    await redis.xgroup_create(key, "doctor", id="0", mkstream=True)
-    await redis.xadd(key, {"text": "probe"})
-    await redis.xreadgroup("doctor", "doctor", {key: ">"}, count=1)
-    await redis.xautoclaim(key, "doctor", "doctor", min_idle_time=0, count=1)
-    await redis.eval("return redis.call('XPENDING', KEYS[1], 'doctor')", 1, key)
-    await redis.delete(key)
+    """Try all that a worker does on a stream that does not exist: Redis checks permissions first, and nothing is changed."""
+    key, group = f"{settings.namespace}:doctor", "doctor"
+    needed: list[tuple[str | int, ...]] = [
+        ("XADD", key, "NOMKSTREAM", "*", "text", "probe"),
+        ("XLEN", key),
+        ("EXISTS", key),
+        ("XGROUP CREATE", key, group, "0"),
+        ("XGROUP DELCONSUMER", key, group, group),
+        ("XREADGROUP", "GROUP", group, group, "COUNT", 1, "STREAMS", key, ">"),
+        ("XACK", key, group, "0-0"),
+        ("XPENDING", key, group),
+        ("XCLAIM", key, group, group, 0, "0-0"),
+        ("XAUTOCLAIM", key, group, group, 0, "0-0"),
+        ("XINFO STREAM", key),
+        ("XINFO GROUPS", key),
+        ("XINFO CONSUMERS", key, group),
+        ("EVAL", "return redis.call('XPENDING', KEYS[1], 'doctor')", 1, key),
+        ("SCRIPT LOAD", "return 1"),
+    ]
+    if settings.retention == "delete":
+        needed.append(("XDEL", key, "0-0"))
+    if settings.deduplicate_by:
+        needed += [("ZADD", key, "XX", 1, "probe"), ("ZSCORE", key, "probe"), ("ZREM", key, "probe")]
+        needed += [("ZREMRANGEBYSCORE", key, 0, 0), ("PEXPIRE", key, 1), ("TIME",)]
+    refused = []
+    for command in needed:
+        try:
+            await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except NoPermissionError:
+            refused.append(str(command[0]))
+        except ResponseError:  # there is no such stream
+            pass
+    if refused:
+        raise Fatal(
+            f"this user may not {', '.join(refused)} on {settings.namespace}:*; deploy/redis/pointsman.acl lists what a worker needs"
+        )
     return "streams, consumer groups and scripts are allowed"
 
 

@@ -2,6 +2,7 @@
 
 Reject            the entry itself is bad: publish it to the dead stream with the reason
 NotDelivered      Redis refused one entry: tried again, or left pending if the fault is the entry's own
+REDIS_ERRORS      Redis cannot be reached, or refuses a whole command: nothing is lost, try again
 Fatal             the worker cannot run: one clear line, exit code not 0
 anything else     a fault in this program: count it, log it, leave the entries pending
 """
@@ -9,6 +10,10 @@ anything else     a fault in this program: count it, log it, leave the entries p
 from __future__ import annotations
 
 from typing import Literal
+
+from redis.exceptions import RedisClusterException, RedisError
+
+REDIS_ERRORS = (RedisError, RedisClusterException, OSError)
 
 RejectReason = Literal["missing_text", "empty_text", "wrong_type", "invalid_utf8", "invalid_json", "too_large", "too_many_fields", "poison"]
 
@@ -27,16 +32,22 @@ class Reject(Exception):
         self.detail = detail
 
 
-_FOR_NOW = ("OOM", "READONLY", "MISCONF", "NOPERM", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
-
-
 class NotDelivered(Exception):
-    """Redis refused to take one entry; the message is Redis' own."""
+    """Redis refused to take one entry.
+
+    Args:
+        message: Redis' own.
+        code: the word with which Redis says why, such as OOM, where waiting may help; `other` where it will not.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
     @property
     def temporary(self) -> bool:
-        """Nothing is wrong with the entry: memory, role or permissions of Redis are, until someone mends them."""
-        return str(self).startswith(_FOR_NOW)
+        """Nothing is wrong with the entry: Redis' memory, role or permissions are, or its destination, until someone mends them."""
+        return self.code != "other"
 
 
 class Fatal(Exception):

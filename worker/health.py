@@ -24,23 +24,29 @@ class Health:
     redis_answered_at: float = float("-inf")
     """time.monotonic() of Redis' last answer."""
     consuming: bool = False
+    """Whether the consume loop is there."""
+    consume_stuck: bool = False
+    """Whether it takes nothing although it could."""
     stopping: bool = False
     pipeline_failed: bool = False
     inference_stuck: Callable[[], bool] = lambda: False
     """Whether the model has been at one batch for longer than one may take."""
+    held_back: Callable[[], bool] = lambda: False
+    """Whether Redis does not take results for now."""
 
     def redis_answered(self) -> None:
         self.redis_answered_at = time.monotonic()
 
     def alive(self) -> dict[str, bool]:
         """Checks of which all must hold, or the process should be restarted."""
-        return {"pipeline": not self.pipeline_failed, "inference": not self.inference_stuck()}
+        return {"pipeline": not self.pipeline_failed, "inference": not self.inference_stuck(), "consuming": not self.consume_stuck}
 
     def ready(self) -> dict[str, bool]:
         """Checks of which all must hold for queries to be routed now."""
         return {
             "redis": time.monotonic() - self.redis_answered_at < REDIS_ANSWER_AGE_S,
-            "consuming": self.consuming and not self.stopping,
+            "consuming": self.consuming and not self.consume_stuck and not self.stopping,
+            "delivering": not self.held_back(),
             "pipeline": not self.pipeline_failed,
             "inference": not self.inference_stuck(),
         }

@@ -8,10 +8,12 @@ JSON or binary. Whatever else it sends travels through untouched. Pointsman's ow
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from worker.classifier import Decision
 from worker.errors import Reject
@@ -23,6 +25,8 @@ PACKED_FIELD = b"pointsman.fields"
 """All original fields as one JSON value, where there are too many to carry one by one."""
 MAX_FIELDS = 256
 """Fields in one entry; Lua's unpack() sets a limit of some thousands."""
+_LONGEST_MESSAGE_ID = 64
+"""Longer ones are remembered by their SHA-256."""
 _BINARY_ENVELOPE = b"\x89BIN\x0d\x0a\x1a\x0a"
 
 Fields = Mapping[bytes, bytes]
@@ -49,6 +53,8 @@ class Query:
 
     entry: Entry
     text: str
+    message_id: bytes = b""
+    """What its producer calls it, where it has a name; empty if not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +64,24 @@ class Outgoing:
     entry: Entry
     stream: str
     fields: Fields
+    message_id: bytes = b""
+    """Where it is given, no other message of that id is published for a while."""
 
 
-def parse(entry: Entry, *, max_text_bytes: int) -> Query:
+def parse(entry: Entry, *, max_text_bytes: int, message_id_field: str | None = None) -> Query:
     """Find the query's text in an entry.
+
+    Args:
+        message_id_field: the field, or in an envelope the header, that names the message.
 
     Raises:
         Reject: there is no usable text; the reason names the field.
     """
     if len(entry.fields) > MAX_FIELDS:
         raise Reject("too_many_fields", f"{len(entry.fields)} fields, at most {MAX_FIELDS} are allowed")
+    headers: Mapping[str, Any] = {}
     if ENVELOPE_FIELD in entry.fields:
-        name, data = "__data__", _open_envelope(entry.fields[ENVELOPE_FIELD], max_text_bytes)
+        name, (data, headers) = "__data__", _open_envelope(entry.fields[ENVELOPE_FIELD], max_text_bytes)
     elif TEXT_FIELD in entry.fields:
         name, data = "text", entry.fields[TEXT_FIELD]
     else:
@@ -82,35 +94,40 @@ def parse(entry: Entry, *, max_text_bytes: int) -> Query:
         raise Reject("invalid_utf8", f"field '{name}' is not UTF-8 (byte {error.start})") from error
     if not text.strip():
         raise Reject("empty_text", f"field '{name}' holds no text")
-    return Query(entry, text)
+    return Query(entry, text, _message_id(entry.fields, headers, message_id_field) if message_id_field else b"")
 
 
-def _open_envelope(envelope: bytes, max_text_bytes: int) -> bytes:
-    """The text inside FastStream's envelope (BinaryMessageFormatV1, or the older JSON one)."""
+def _message_id(fields: Fields, headers: Mapping[str, Any], name: str) -> bytes:
+    value = fields.get(name.encode()) or str(headers.get(name) or "").encode("utf-8", errors="surrogatepass")
+    return value if len(value) <= _LONGEST_MESSAGE_ID else hashlib.sha256(value).digest()
+
+
+def _open_envelope(envelope: bytes, max_text_bytes: int) -> tuple[bytes, Mapping[str, Any]]:
+    """The text inside FastStream's envelope (BinaryMessageFormatV1, or the older JSON one), and the headers."""
     if envelope.startswith(_BINARY_ENVELOPE):
-        body, content_type = _read_binary_envelope(envelope)
+        body, headers = _read_binary_envelope(envelope)
     else:
         outer = _json(envelope, "__data__")
         if not isinstance(outer, dict) or not isinstance(outer.get("data"), str):
             raise Reject("wrong_type", "field '__data__' must be a JSON object whose 'data' is a string")
-        headers = outer.get("headers")
-        content_type = headers.get("content-type", "") if isinstance(headers, dict) else ""
+        given = outer.get("headers")
+        headers = given if isinstance(given, dict) else {}
         body = outer["data"].encode("utf-8", errors="surrogatepass")
     if len(body) > 8 * max_text_bytes:
         raise Reject("too_large", f"field '__data__' holds {len(body)} bytes, at most {8 * max_text_bytes} are allowed")
-    if content_type == "text/plain" or not body.lstrip().startswith((b"{", b'"')):
-        return body
+    if headers.get("content-type") == "text/plain" or not body.lstrip().startswith((b"{", b'"')):
+        return body, headers
     value = _json(body, "__data__.data")
     text = value.get("text") if isinstance(value, dict) else value
     if text is None:
         raise Reject("missing_text", "the JSON object in field '__data__.data' has no 'text'")
     if not isinstance(text, str):
         raise Reject("wrong_type", f"'text' in field '__data__.data' is a {type(text).__name__}, not a string")
-    return text.encode("utf-8", errors="surrogatepass")
+    return text.encode("utf-8", errors="surrogatepass"), headers
 
 
-def _read_binary_envelope(envelope: bytes) -> tuple[bytes, str]:
-    """Body and content type. Layout: magic, version (u16), header offset and body offset (u32), headers, body."""
+def _read_binary_envelope(envelope: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    """Body and headers. Layout: magic, version (u16), header offset and body offset (u32), headers, body."""
     try:
         version, headers_at, body_at = struct.unpack_from(">HII", envelope, len(_BINARY_ENVELOPE))
         if version != 1 or body_at > len(envelope):
@@ -123,8 +140,7 @@ def _read_binary_envelope(envelope: bytes) -> tuple[bytes, str]:
             position += 2 + length
     except (struct.error, ValueError) as error:
         raise Reject("wrong_type", "field '__data__' is a damaged FastStream binary envelope") from error
-    headers = dict(zip(strings[::2], strings[1::2], strict=True))
-    return envelope[body_at:], headers.get("content-type", "")
+    return envelope[body_at:], dict(zip(strings[::2], strings[1::2], strict=True))
 
 
 def _json(data: bytes, field: str) -> object:

@@ -30,9 +30,16 @@ class Metrics:
         self._published = Counter("pointsman_published", "Entries published and acknowledged", registry=registry)
         self._duplicates = Counter("pointsman_duplicates", "Entries not published because another worker had done it", registry=registry)
         self._failed = Counter("pointsman_failed", "Entries left pending because classifying or delivering them failed", registry=registry)
-        self._delivery_failed = Counter(
-            "pointsman_delivery_retries", "Batches that Redis could not take and that were tried again", registry=registry
+        self._repeated = Counter(
+            "pointsman_deduplicated", "Entries not published because a message of the same id was, of late", registry=registry
         )
+        self._delivery_failed = Counter(
+            "pointsman_delivery_retries",
+            "Batches of which Redis could not take all, by reason (OOM, READONLY, NOPERM, WRONGTYPE, FULL, unreachable...)",
+            ["reason"],
+            registry=registry,
+        )
+        self._held_back = Gauge("pointsman_held_back", "Entries decided that Redis does not take for now", registry=registry)
         self._reclaimed = Counter("pointsman_reclaimed", "Entries claimed from stuck or dead workers", registry=registry)
         self._tokens = Counter("pointsman_tokens", "Tokens of the queries decided, suffix included", registry=registry)
         self._truncated = Counter("pointsman_truncated", "Queries cut because they were too long", registry=registry)
@@ -83,8 +90,14 @@ class Metrics:
     def failed(self) -> None:
         self._failed.inc()
 
-    def delivery_failed(self) -> None:
-        self._delivery_failed.inc()
+    def repeated(self) -> None:
+        self._repeated.inc()
+
+    def delivery_failed(self, reason: str) -> None:
+        self._delivery_failed.labels(reason).inc()
+
+    def held_back(self, entries: int) -> None:
+        self._held_back.set(entries)
 
     def reclaimed(self, count: int) -> None:
         self._reclaimed.inc(count)

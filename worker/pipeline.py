@@ -11,16 +11,15 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import structlog
-from redis.exceptions import RedisError
 
 from worker.classifier import Decision, ModelCard
-from worker.delivery import Delivered, Delivery, Duplicate
-from worker.errors import NotDelivered, Reject
+from worker.delivery import Delivered, Delivery, Duplicate, Repeated, refusal_code
+from worker.errors import REDIS_ERRORS, NotDelivered, Reject
 from worker.messages import ENVELOPE_FIELD, TEXT_FIELD, Entry, Outgoing, Query, dead_fields, parse, routed_fields
 from worker.metrics import Metrics
 from worker.routing import Streams, route
@@ -39,6 +38,8 @@ class Limits:
     max_in_flight: int
     max_text_bytes: int
     max_deliveries: int
+    message_id_field: str | None = None
+    """Where producers name their messages, if repeated ones are to be dropped."""
 
 
 class Pipeline:
@@ -62,7 +63,11 @@ class Pipeline:
         self._at_the_door: list[Sequence[Entry]] = []
         self._changed = asyncio.Condition()
         self._closed = False
-        self._redis_refuses = False
+        self.submitted = 0
+        """Entries taken in so far."""
+        self.held_back = 0
+        """Entries decided that Redis does not take for now."""
+        self._refusals: set[str] = set()
         self._classifying_since: float | None = None
 
     async def submit(self, entries: Sequence[Entry]) -> None:
@@ -71,6 +76,7 @@ class Pipeline:
         try:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._has_room_for(len(entries)))
+                self.submitted += len(entries)
                 now = time.perf_counter()
                 for entry in entries:
                     if entry.id not in self._in_flight:
@@ -92,7 +98,7 @@ class Pipeline:
                     outgoing = await self._decide(batch)
                     if delivering is not None:
                         await delivering
-                    delivering = tasks.create_task(self._deliver(outgoing))
+                    delivering = tasks.create_task(self._deliver(outgoing, tasks))
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
 
@@ -147,13 +153,13 @@ class Pipeline:
             destination = route(decision, self._card, self._streams)
             self._metrics.decided(decision, destination.outcome)
             fields = routed_fields(query.entry, decision, self._card.version)
-            outgoing.append(Outgoing(query.entry, destination.stream, fields))
+            outgoing.append(Outgoing(query.entry, destination.stream, fields, query.message_id))
         return outgoing
 
     def _accept(self, entry: Entry) -> Query:
         if entry.deliveries > self._limits.max_deliveries:
             raise Reject("poison", f"delivered {entry.deliveries - 1} times and never finished")
-        return parse(entry, max_text_bytes=self._limits.max_text_bytes)
+        return parse(entry, max_text_bytes=self._limits.max_text_bytes, message_id_field=self._limits.message_id_field)
 
     async def _classify_all(self, queries: Sequence[Query]) -> list[tuple[Query, Decision]]:
         """Classify on the inference thread. A batch that fails is tried one by one; what fails again stays pending."""
@@ -177,50 +183,68 @@ class Pipeline:
         self._metrics.stage("classify", time.perf_counter() - started)
         return list(zip(queries, decisions, strict=True))
 
-    async def _deliver(self, batch: Sequence[Outgoing]) -> None:
-        """Hand over, trying again for as long as Redis cannot; what it refuses for good stays pending."""
-        delay_s, started = 0.1, time.perf_counter()
-        left = await self._hand_over(batch)
-        while left:
-            self._metrics.delivery_failed()
+    async def _deliver(self, batch: Sequence[Outgoing], tasks: asyncio.TaskGroup) -> None:
+        """Hand over once. What Redis cannot take for now is tried again beside the batches that follow."""
+        started = time.perf_counter()
+        refused = await self._hand_over(batch)
+        self._metrics.stage("deliver", time.perf_counter() - started)
+        if refused:
+            self._hold_back(len(refused))
+            tasks.create_task(self._deliver_later(refused))
+
+    async def _deliver_later(self, refused: Sequence[Outgoing]) -> None:
+        """Try again for as long as Redis cannot take it. Meanwhile it is in flight, so `max_in_flight` bounds how much there is."""
+        delay_s = 0.1
+        while refused:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
             delay_s = min(2 * delay_s, 5.0)
-            left = await self._hand_over(left)
-        self._metrics.stage("deliver", time.perf_counter() - started)
-        await self._leave_pending([outgoing.entry.id for outgoing in batch])
+            left = await self._hand_over(refused)
+            self._hold_back(len(left) - len(refused))
+            refused = left
 
     async def _hand_over(self, batch: Sequence[Outgoing]) -> list[Outgoing]:
-        """Try once. Returns what Redis could not take for now."""
+        """Try once. Returns what Redis could not take for now; nothing else is in flight any more."""
         if not batch:
             return []
         try:
             results = await self._delivery.deliver(batch)
-        except (RedisError, OSError) as error:
-            self._note_refusal(str(error))
+        except REDIS_ERRORS as error:
+            self._note_refusals({refusal_code(error): str(error)})
             return list(batch)
-        left = []
+        left, why = [], {}
         for outgoing, result in zip(batch, results, strict=True):
             match result:
                 case Delivered():
                     self._metrics.delivered(result.latency_ms / 1000)
                 case Duplicate():
                     self._metrics.duplicate()
+                case Repeated():
+                    self._metrics.repeated()
                 case NotDelivered(temporary=True):
-                    self._note_refusal(str(result))
+                    why[result.code] = str(result)
                     left.append(outgoing)
                 case NotDelivered():
                     self._metrics.failed()
                     log.error("Redis refused an entry", entry=outgoing.entry.id, stream=outgoing.stream, error=str(result))
-        if not left and self._redis_refuses:
-            self._redis_refuses = False
-            log.info("Redis takes results again")
+        self._note_refusals(why)
+        kept = {outgoing.entry.id for outgoing in left}
+        await self._leave_pending([outgoing.entry.id for outgoing in batch if outgoing.entry.id not in kept])
         return left
 
-    def _note_refusal(self, error: str) -> None:
-        """One log line when it begins, not one per entry or try."""
-        if not self._redis_refuses:
-            self._redis_refuses = True
-            log.error("Redis does not take results, trying again", error=error)
+    def _note_refusals(self, why: Mapping[str, str]) -> None:
+        """By code. One log line when each kind begins, not one per entry or try."""
+        for code, error in why.items():
+            self._metrics.delivery_failed(code)
+            if code not in self._refusals:
+                log.error("Redis does not take results, trying again", reason=code, error=error)
+        self._refusals.update(why)
+
+    def _hold_back(self, change: int) -> None:
+        self.held_back += change
+        self._metrics.held_back(self.held_back)
+        if not self.held_back:
+            self._refusals.clear()
+            log.info("Redis takes results again")
 
     async def _leave_pending(self, ids: Sequence[str]) -> None:
         """No longer in flight here: delivered, or Redis' to give out again."""

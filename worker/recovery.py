@@ -31,6 +31,18 @@ return -1
 """
 
 
+_FORGET = """
+local gone = 0
+for _, row in ipairs(redis.call("XINFO", "CONSUMERS", KEYS[1], ARGV[1])) do
+  local consumer = {}
+  for at = 1, #row, 2 do consumer[row[at]] = row[at + 1] end
+  if consumer.pending == 0 and consumer.idle >= tonumber(ARGV[2]) then
+    redis.call("XGROUP", "DELCONSUMER", KEYS[1], ARGV[1], consumer.name)
+    gone = gone + 1
+  end
+end
+return gone
+"""
 _KEPT_AT_ONCE = 1000
 """Lua's unpack() sets a limit of some thousands."""
 
@@ -92,6 +104,15 @@ async def keep_fresh(redis: Redis, queries: str, group: str, consumer: str, ids:
     """
     for start in range(0, len(ids), _KEPT_AT_ONCE):
         await redis.eval(_KEEP_FRESH, 1, queries, group, consumer, *ids[start : start + _KEPT_AT_ONCE])
+
+
+async def forget_dead_consumers(redis: Redis, queries: str, group: str, *, idle_ms: int) -> int:
+    """Remove consumers that hold nothing and have not been seen for `idle_ms`. Returns how many.
+
+    In one script: no entry can be given to one in between, which would then be lost with it. One that was only thought
+    dead is made again by its next read.
+    """
+    return int(await redis.eval(_FORGET, 1, queries, group, idle_ms))
 
 
 async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int) -> int:

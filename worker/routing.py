@@ -33,6 +33,11 @@ class Streams:
     def dead(self) -> str:
         return f"{self.namespace}:dead"
 
+    @property
+    def seen(self) -> str:
+        """Not a stream: the sorted set of message ids published of late, where repeated messages are dropped."""
+        return f"{self.namespace}:seen"
+
     def topic(self, label: str) -> str:
         """The stream of one label: lower case, words joined by '-'."""
         return f"{self.namespace}:topic:{slug(label)}"

@@ -23,9 +23,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
-    redis_url: Annotated[SecretStr, Field(description="Redis, such as redis://user:password@host:6379/0 or rediss:// for TLS")] = SecretStr(
-        "redis://127.0.0.1:6379"
-    )
+    redis_url: Annotated[
+        SecretStr,
+        Field(
+            description="Redis, such as redis://user:password@host:6379/0; rediss:// for TLS; "
+            "redis+sentinel://host:26379,host:26379/master; redis+cluster://host:6379,host:6379"
+        ),
+    ] = SecretStr("redis://127.0.0.1:6379")
     redis_timeout_s: Annotated[float, Field(gt=0, description="Longest wait for a connection or an answer")] = 5.0
     model: Annotated[Path, Field(description="The Pointsman GGUF")] = Path("models/household.gguf")
     model_sha256: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$", description="Refuse the model unless it has this hash")] = None
@@ -52,6 +56,14 @@ class Settings(BaseSettings):
     threads: Annotated[int | None, Field(ge=1, description="CPU threads of llama.cpp; all cores this process may use if unset")] = None
     n_gpu_layers: Annotated[int, Field(ge=-1, description="Layers on the GPU, -1 for all; ignored by a CPU build")] = -1
     retention: Annotated[Literal["keep", "delete"], Field(description="Whether routed entries stay in the stream of queries")] = "keep"
+    max_topic_length: Annotated[
+        int | None, Field(ge=1, description="A topic or review stream with so many entries gets no more until its readers delete some")
+    ] = None
+    deduplicate_by: Annotated[
+        str | None,
+        Field(min_length=1, description="Field (in an envelope: header) that names a message; one sent twice is published once"),
+    ] = None
+    deduplicate_for_s: Annotated[float, Field(gt=0, le=604_800, description="For how long after its publication")] = 3600.0
     claim_after_s: Annotated[float, Field(gt=0, description="An entry idle for so long is taken over from its worker")] = 60.0
     claim_every_s: Annotated[float, Field(gt=0, description="How often to look for such entries")] = 5.0
     batch_timeout_s: Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,41 +15,43 @@ from worker.delivery import Delivered, Delivery, Duplicate
 from worker.errors import NotDelivered
 from worker.messages import Entry, Outgoing
 
+ONLY_RELEASED = {"claim_after_s": 600, "claim_every_s": 0.2}
+"""Settings with which nothing but a released entry is claimed within a test."""
+
 
 def test_a_killed_workers_entries_are_taken_over_and_each_arrives_once(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
-    first = start_worker(**QUICK_CLAIM)
-    second = start_worker(**QUICK_CLAIM)
-    ids = queue.add_all(texts[:160])
-    wait_for(lambda: len(queue.arrived()) > 20, "the burst to be under way")
-    first.signal(signal.SIGSTOP)  # so that it surely dies with entries in its hands
-    held = wait_for(lambda: [row for row in queue.pending_rows() if _of(row, first.process.pid)], "the first to hold entries", 5)
+    first = start_worker(pace_s=0.5, **QUICK_CLAIM | {"batch_size": 1, "max_in_flight": 60})
+    ids = queue.add_all(texts[:60])
+    wait_for(queue.arrived, "the first of what takes it half a minute")
     first.kill()
+    held = queue.pending_rows()
+    assert held, "it died with nothing in its hands"
+    second = start_worker(**QUICK_CLAIM)
     queue.assert_each_once(ids)
     assert second.metrics()["pointsman_reclaimed_total"] >= len(held)
 
 
-def _of(row: dict[str, object], pid: int) -> bool:
-    consumer = row["consumer"]
-    return isinstance(consumer, bytes) and f"-{pid}-" in consumer.decode()
-
-
 def test_a_worker_thought_dead_that_comes_back_publishes_nothing_twice(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
-    sleeper = start_worker(**QUICK_CLAIM)
-    start_worker(**QUICK_CLAIM)
-    ids = queue.add_all(texts[:200])
-    wait_for(lambda: len(queue.arrived()) > 10, "the burst to be under way")
+    sleeper = start_worker(pace_s=0.1, **QUICK_CLAIM | {"batch_size": 4, "max_in_flight": 60})
+    ids = queue.add_all(texts[:60])
+    wait_for(lambda: queue.pending() >= 20, "the sleeper to hold a part of what takes it six seconds")
     sleeper.signal(signal.SIGSTOP)
+    assert queue.pending() > 0, "it fell asleep with nothing in its hands"
+    start_worker(**QUICK_CLAIM)
     queue.wait_until_arrived(ids)
     sleeper.signal(signal.SIGCONT)
+    wait_for(lambda: sleeper.metrics()["pointsman_duplicates_total"] > 0, "the sleeper to try to publish what it held")
     wait_for(sleeper.ready, "the sleeper to be ready again")
+    assert sleeper.stop() == 0, "which it does once it has tried all of it"
     queue.assert_each_once(ids)
 
 
 def test_a_busy_workers_entries_are_not_claimed_however_long_they_wait(start_worker: StartWorker, queue: Queue) -> None:
-    quick = {"claim_after_s": 2, "claim_every_s": 0.2, "batch_timeout_s": 1, "batch_size": 1}
+    # claiming begins when half of it is done, and late enough for a slow machine to keep the rest fresh
+    quick = {"claim_after_s": 6, "claim_every_s": 0.2, "batch_timeout_s": 3, "batch_size": 1}
     busy = start_worker(pace_s=0.2, max_in_flight=60, **quick)
     ids = queue.add_all([f"query {number}" for number in range(60)])
-    wait_for(lambda: len(queue.pending_rows()) >= 50, "the worker to hold what takes it twelve seconds")
+    wait_for(lambda: queue.pending() >= 30, "the worker to hold most of what takes it twelve seconds")
     other = start_worker(pace_s=0.0, **quick)
     queue.assert_each_once(ids)
     assert other.metrics()["pointsman_reclaimed_total"] == 0
@@ -64,7 +65,7 @@ def test_a_stuck_models_entries_are_claimed_and_its_worker_asks_for_a_restart(st
     stuck = start_worker(pace_s=1000.0, drain_timeout_s=0.5, **quick)
     ids = queue.add_all(["query 1", "query 2"])
     wait_for(lambda: len(queue.pending_rows()) == 2, "the stuck worker to hold both")
-    wait_for(lambda: stuck.get("/healthz")[0] == 503, "the stuck worker to ask for a restart", 5)
+    wait_for(lambda: stuck.get("/healthz")[0] == 503, "the stuck worker to ask for a restart")
     assert stuck.get("/readyz")[0] == 503
     other = start_worker(pace_s=0.0, **quick)
     queue.assert_each_once(ids)
@@ -75,7 +76,7 @@ def test_a_stuck_models_entries_are_claimed_and_its_worker_asks_for_a_restart(st
 
 
 async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(client: AsyncRedis, queue: Queue) -> None:
-    key, delivery = queue.streams.queries, Delivery(client, queue.streams.queries, GROUP, "keep")
+    key, delivery = queue.streams.queries, Delivery(client, queue.streams, GROUP, "keep")
     entries = await _read(client, queue, count=4)
     await delivery.deliver([_to(queue, entry) for entry in (entries[0], entries[2])])
     resume_from = (await recovery.backlog(client, key, GROUP)).resume_from
@@ -91,46 +92,41 @@ async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(c
 async def test_keeping_entries_fresh_takes_none_that_another_has_claimed(client: AsyncRedis, queue: Queue) -> None:
     mine, lost = await _read(client, queue, count=2)
     key = queue.streams.queries
-    await client.xclaim(key, GROUP, "other", min_idle_time=0, message_ids=[lost.id], idle=5000)
-    await client.xclaim(key, GROUP, "me", min_idle_time=0, message_ids=[mine.id], idle=5000, justid=True)
+    await client.xclaim(key, GROUP, "other", min_idle_time=0, message_ids=[lost.id], idle=600_000)
+    await client.xclaim(key, GROUP, "me", min_idle_time=0, message_ids=[mine.id], idle=600_000, justid=True)
     await recovery.keep_fresh(client, key, GROUP, "me", [mine.id, lost.id, "1-1"])
     rows = {row["message_id"].decode(): row for row in queue.pending_rows()}
     assert rows[mine.id]["consumer"] == b"me"
-    assert rows[mine.id]["time_since_delivered"] < 5000
+    assert rows[mine.id]["time_since_delivered"] < 600_000
     assert rows[mine.id]["times_delivered"] == 1, "keeping is no delivery"
     assert rows[lost.id]["consumer"] == b"other"
-    assert rows[lost.id]["time_since_delivered"] >= 5000
+    assert rows[lost.id]["time_since_delivered"] >= 600_000
     assert set(rows) == {mine.id, lost.id}
 
 
 def test_a_stopped_worker_exits_0_and_what_it_leaves_is_claimed_at_once(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
-    # claim_after_s is 60: only a released entry is claimed sooner
-    first = start_worker(batch_size=8, max_in_flight=32)
+    first = start_worker(pace_s=0.1, batch_size=8, max_in_flight=32, **ONLY_RELEASED)
     ids = queue.add_all(texts[:200])
-    wait_for(queue.arrived, "the burst to be under way")
+    wait_for(queue.arrived, "the first of what takes it twenty seconds")
     assert first.stop() == 0
     assert "Traceback" not in first.log
-    left = len(ids) - len(queue.arrived())
-    assert left > 0, "the burst was over before the worker was stopped"
-    second = start_worker(wait=False, claim_every_s=0.2)
-    queue.wait_until_arrived(ids, timeout_s=50)
+    assert len(queue.arrived()) < len(ids), "it finished the whole queue before it stopped"
+    second = start_worker(wait=False, **ONLY_RELEASED)
     queue.assert_each_once(ids)
     assert f"-{first.process.pid}-" not in " ".join(queue.consumers())
     assert second.stop() == 0
 
 
 def test_entries_that_a_stopping_worker_cannot_finish_are_released(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
-    long_texts = [" ".join(texts[n : n + 6]) for n in range(48)]
-    first = start_worker(drain_timeout_s=0.2, batch_size=8, max_in_flight=32)
-    ids = queue.add_all(long_texts)
-    wait_for(lambda: queue.pending() >= 24, "the worker to hold many entries")
+    first = start_worker(pace_s=0.25, drain_timeout_s=0.2, batch_size=8, max_in_flight=32, **ONLY_RELEASED)
+    ids = queue.add_all(texts[:48])
+    wait_for(lambda: queue.pending() >= 24, "the worker to hold what takes it six seconds")
     assert first.stop() == 0
     released = queue.pending_rows()
     assert released, "nothing was left to release"
-    assert all(row["time_since_delivered"] >= 60_000 for row in released)
+    assert all(row["time_since_delivered"] >= 1000 * ONLY_RELEASED["claim_after_s"] for row in released)
     assert {row["times_delivered"] for row in released} == {1}, "a release is not a failed delivery"
-    second = start_worker(claim_every_s=0.2)
-    queue.wait_until_arrived(ids, timeout_s=50)
+    second = start_worker(**ONLY_RELEASED)
     queue.assert_each_once(ids)
     assert second.metrics()["pointsman_reclaimed_total"] == len(released)
 
@@ -147,7 +143,7 @@ def test_a_lost_group_is_made_again_and_work_goes_on(
     elif loss == "FLUSHALL":
         own_queue.redis.flushall()
     else:
-        time.sleep(2.5)  # the worker notes once a second how far the group is
+        _wait_until_noted_how_far_the_group_is(own_queue)
         own_queue.redis.xgroup_destroy(own_queue.streams.queries, GROUP)
     after = own_queue.add_all(texts[5:15])
     own_queue.wait_until_arrived(after)
@@ -157,20 +153,30 @@ def test_a_lost_group_is_made_again_and_work_goes_on(
     assert worker.process.poll() is None
 
 
+def _wait_until_noted_how_far_the_group_is(queue: Queue) -> None:
+    """A worker asks once a second, and when it asks again it has noted the answer."""
+    with queue.redis.monitor() as seen:
+        asked = (one for one in seen.listen() if one["command"].startswith("XINFO GROUPS"))
+        next(asked)
+        next(asked)
+
+
 def test_a_worker_survives_a_restart_of_redis(
     start_worker: StartWorker, own_redis: RedisServer, own_queue: Queue, texts: list[str]
 ) -> None:
-    worker = start_worker(redis_url=own_redis.url, namespace=own_queue.namespace, redis_timeout_s=2, **QUICK_CLAIM)
-    ids = own_queue.add_all(texts[:100])
-    wait_for(lambda: len(own_queue.arrived()) > 10, "the burst to be under way")
+    own_queue.redis.config_set("appendfsync", "always")  # else what it answered may be lost when it is killed
+    where = {"redis_url": own_redis.url, "namespace": own_queue.namespace, "redis_timeout_s": 2}
+    worker = start_worker(pace_s=0.1, batch_size=8, max_in_flight=32, claim_after_s=20, claim_every_s=0.2, **where)
+    ids = own_queue.add_all(texts[:60])
+    wait_for(own_queue.arrived, "the first of what takes it six seconds")
     own_redis.kill()
     wait_for(lambda: worker.get("/readyz")[0] == 503, "readiness to fall")
+    wait_for(lambda: "Redis does not take results, trying again" in worker.log, "the worker to have results that Redis does not take")
     assert worker.get("/healthz")[0] == 200
     own_redis.start()
     wait_for(worker.ready, "the worker to be ready again")
-    ids += own_queue.add_all(texts[100:120])
+    ids += own_queue.add_all(texts[60:80])
     own_queue.assert_each_once(ids)
-    assert "Redis does not take results, trying again" in worker.log
 
 
 def test_an_entry_delivered_too_often_goes_to_the_dead_stream(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
@@ -215,7 +221,7 @@ def _to(queue: Queue, entry: Entry, label: str = "pool") -> Outgoing:
 
 async def test_delivery_publishes_and_acknowledges_in_one_step(client: AsyncRedis, queue: Queue) -> None:
     entries = await _read(client, queue, count=3)
-    results = await Delivery(client, queue.streams.queries, GROUP, "keep").deliver([_to(queue, entry) for entry in entries])
+    results = await Delivery(client, queue.streams, GROUP, "keep").deliver([_to(queue, entry) for entry in entries])
     assert all(isinstance(result, Delivered) for result in results)
     queue.assert_each_once([entry.id for entry in entries])
     assert len(queue.read(queue.streams.queries)) == 3, "retention `keep` leaves the entries in the stream"
@@ -223,13 +229,13 @@ async def test_delivery_publishes_and_acknowledges_in_one_step(client: AsyncRedi
 
 async def test_delivery_with_retention_delete_removes_the_entry(client: AsyncRedis, queue: Queue) -> None:
     entries = await _read(client, queue, count=2)
-    await Delivery(client, queue.streams.queries, GROUP, "delete").deliver([_to(queue, entries[0])])
+    await Delivery(client, queue.streams, GROUP, "delete").deliver([_to(queue, entries[0])])
     assert [entry_id for entry_id, _ in queue.read(queue.streams.queries)] == [entries[1].id]
 
 
 async def test_an_entry_that_is_not_pending_is_not_published(client: AsyncRedis, queue: Queue) -> None:
     one, two = await _read(client, queue, count=2)
-    delivery = Delivery(client, queue.streams.queries, GROUP, "keep")
+    delivery = Delivery(client, queue.streams, GROUP, "keep")
     await delivery.deliver([_to(queue, one)])
     results = await delivery.deliver([_to(queue, one, "fence"), _to(queue, two)])
     assert isinstance(results[0], Duplicate)
@@ -242,7 +248,7 @@ async def test_an_entry_that_redis_refuses_stays_pending_and_its_neighbours_go(c
     entries = await _read(client, queue, count=3)
     await client.set(queue.streams.topic("fence"), "not a stream")
     batch = [_to(queue, entries[0]), _to(queue, entries[1], "fence"), _to(queue, entries[2])]
-    results = await Delivery(client, queue.streams.queries, GROUP, "keep").deliver(batch)
+    results = await Delivery(client, queue.streams, GROUP, "keep").deliver(batch)
     assert [type(result) for result in results] == [Delivered, NotDelivered, Delivered]
     assert "WRONGTYPE" in str(results[1])
     assert [row["message_id"].decode() for row in queue.pending_rows()] == [entries[1].id]
@@ -251,7 +257,7 @@ async def test_an_entry_that_redis_refuses_stays_pending_and_its_neighbours_go(c
 async def test_delivery_to_a_group_that_is_gone_publishes_nothing(client: AsyncRedis, queue: Queue) -> None:
     entries = await _read(client, queue, count=1)
     await client.xgroup_destroy(queue.streams.queries, GROUP)
-    results = await Delivery(client, queue.streams.queries, GROUP, "keep").deliver([_to(queue, entries[0])])
+    results = await Delivery(client, queue.streams, GROUP, "keep").deliver([_to(queue, entries[0])])
     assert [type(result) for result in results] == [Duplicate]
     assert queue.outputs() == {}
 
@@ -259,7 +265,7 @@ async def test_delivery_to_a_group_that_is_gone_publishes_nothing(client: AsyncR
 async def test_out_of_memory_leaves_every_entry_pending(own_redis: RedisServer, own_queue: Queue) -> None:
     client = AsyncRedis.from_url(own_redis.url)
     entries = await _read(client, own_queue, count=2)
-    delivery = Delivery(client, own_queue.streams.queries, GROUP, "keep")
+    delivery = Delivery(client, own_queue.streams, GROUP, "keep")
     await client.config_set("maxmemory", "1")
     results = await delivery.deliver([_to(own_queue, entry) for entry in entries])
     assert [type(result) for result in results] == [NotDelivered, NotDelivered]

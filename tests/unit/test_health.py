@@ -19,7 +19,7 @@ def healthy() -> Health:
 
 def test_a_worker_that_has_just_started_lives_but_is_not_ready() -> None:
     assert all(Health().alive().values())
-    assert Health().ready() == {"redis": False, "consuming": False, "pipeline": True, "inference": True}
+    assert Health().ready() == {"redis": False, "consuming": False, "delivering": True, "pipeline": True, "inference": True}
 
 
 def test_a_worker_that_reads_and_hears_from_redis_is_ready(healthy: Health) -> None:
@@ -30,7 +30,9 @@ def test_a_worker_that_reads_and_hears_from_redis_is_ready(healthy: Health) -> N
     ("attribute", "value", "check"),
     [
         ("consuming", False, "consuming"),
+        ("consume_stuck", True, "consuming"),
         ("stopping", True, "consuming"),
+        ("held_back", lambda: True, "delivering"),
         ("pipeline_failed", True, "pipeline"),
         ("inference_stuck", lambda: True, "inference"),
     ],
@@ -50,12 +52,22 @@ def test_readiness_falls_when_redis_stays_silent(healthy: Health, monkeypatch: p
 
 def test_a_failed_pipeline_asks_for_a_restart(healthy: Health) -> None:
     healthy.pipeline_failed = True
-    assert healthy.alive() == {"pipeline": False, "inference": True}
+    assert healthy.alive() == {"pipeline": False, "inference": True, "consuming": True}
 
 
 def test_a_stuck_model_asks_for_a_restart(healthy: Health) -> None:
     healthy.inference_stuck = lambda: True
-    assert healthy.alive() == {"pipeline": True, "inference": False}
+    assert healthy.alive() == {"pipeline": True, "inference": False, "consuming": True}
+
+
+def test_a_stuck_consume_loop_asks_for_a_restart(healthy: Health) -> None:
+    healthy.consume_stuck = True
+    assert healthy.alive() == {"pipeline": True, "inference": True, "consuming": False}
+
+
+def test_a_redis_that_takes_no_results_is_no_reason_to_restart_the_worker(healthy: Health) -> None:
+    healthy.held_back = lambda: True
+    assert all(healthy.alive().values())
 
 
 @pytest.mark.parametrize(("checks", "status"), [({"a": True, "b": True}, 200), ({"a": True, "b": False}, 503)])

@@ -35,12 +35,22 @@ def test_a_reject_is_counted_by_reason_and_as_dead(metrics: Metrics) -> None:
 
 @pytest.mark.parametrize(
     ("method", "series"),
-    [("duplicate", "duplicates_total"), ("failed", "failed_total"), ("delivery_failed", "delivery_retries_total")],
+    [("duplicate", "duplicates_total"), ("failed", "failed_total"), ("repeated", "deduplicated_total")],
 )
 def test_each_mishap_has_a_counter_of_its_own(metrics: Metrics, method: str, series: str) -> None:
     getattr(metrics, method)()
-    counters = ("duplicates_total", "failed_total", "delivery_retries_total", "published_total", "reclaimed_total")
+    counters = ("duplicates_total", "failed_total", "deduplicated_total", "published_total", "reclaimed_total")
     assert {name: value(metrics, name) for name in counters if value(metrics, name)} == {series: 1.0}
+
+
+def test_what_redis_does_not_take_is_counted_by_reason_and_held_back(metrics: Metrics) -> None:
+    metrics.delivery_failed("OOM")
+    metrics.delivery_failed("OOM")
+    metrics.delivery_failed("FULL")
+    metrics.held_back(7)
+    assert value(metrics, "delivery_retries_total", reason="OOM") == 2
+    assert value(metrics, "delivery_retries_total", reason="FULL") == 1
+    assert value(metrics, "held_back") == 7
 
 
 def test_a_delivery_counts_as_published_and_gives_its_latency(metrics: Metrics) -> None:

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
 
 from tests.unit.parts import a_card, a_decision
 from worker import pipeline as module
 from worker.classifier import Decision
-from worker.delivery import Delivered, Duplicate, Result
+from worker.delivery import Delivered, Duplicate, Repeated, Result
 from worker.errors import NotDelivered
 from worker.messages import Entry, Outgoing
 from worker.metrics import Metrics
@@ -32,7 +33,9 @@ class FakeDelivery:
     def __init__(self) -> None:
         self.batches: list[list[Outgoing]] = []
         self.refused: set[str] = set()
+        self.later: set[str] = set()
         self.duplicates: set[str] = set()
+        self.repeated: set[str] = set()
         self.error: Exception | None = None
         self.attempts = 0
         self.gate = asyncio.Event()
@@ -47,12 +50,16 @@ class FakeDelivery:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        self.batches.append(list(batch))
+        self.batches.append([outgoing for outgoing in batch if outgoing.entry.id not in self.later])
         return [self._result(outgoing.entry.id) for outgoing in batch]
 
     def _result(self, entry_id: str) -> Result:
         if entry_id in self.refused:
-            return NotDelivered("WRONGTYPE")
+            return NotDelivered("ERR no such thing", "other")
+        if entry_id in self.later:
+            return NotDelivered("FULL ns:topic:pool holds 9 entries", "FULL")
+        if entry_id in self.repeated:
+            return Repeated()
         return Duplicate() if entry_id in self.duplicates else Delivered("1-1", 5)
 
 
@@ -93,7 +100,12 @@ async def starting() -> AsyncIterator[Start]:
     with ThreadPoolExecutor(1) as executor:
 
         async def start(
-            classify: Classify = instant_classify, *, batch_size: int = 4, batch_tokens: int = 1000, max_in_flight: int = 64
+            classify: Classify = instant_classify,
+            *,
+            batch_size: int = 4,
+            batch_tokens: int = 1000,
+            max_in_flight: int = 64,
+            message_id_field: str | None = None,
         ) -> Running:
             limits = Limits(
                 batch_size=batch_size,
@@ -102,6 +114,7 @@ async def starting() -> AsyncIterator[Start]:
                 max_in_flight=max_in_flight,
                 max_text_bytes=100,
                 max_deliveries=3,
+                message_id_field=message_id_field,
             )
             made.append(Running(classify, limits, executor))
             return made[-1]
@@ -290,7 +303,68 @@ async def test_redis_errors_are_retried_until_they_pass(start: Start, monkeypatc
     assert running.delivery.taken == []
     running.delivery.error = None
     assert ids(await running.finish()) == ["1-0", "2-0", "3-0"]
-    assert (running.count("delivery_retries_total") or 0) >= 3
+    assert (running.count("delivery_retries_total", reason="unreachable") or 0) >= 3
+
+
+async def test_what_redis_takes_later_does_not_hold_up_what_follows(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    running = await start(batch_size=2)
+    running.delivery.later = {"1-0"}
+    await running.pipeline.submit(entries(6))
+    await until(lambda: len(running.delivery.taken) == 5)
+    assert running.pipeline.held == {"1-0"}
+    assert running.pipeline.held_back == running.count("held_back") == 1
+    running.delivery.later.clear()
+    assert set(ids(await running.finish())) == {f"{number}-0" for number in range(1, 7)}
+    assert running.pipeline.held_back == running.count("held_back") == 0
+    assert running.count("failed_total") == 0
+
+
+async def test_what_redis_takes_later_counts_as_in_flight(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    running = await start(max_in_flight=2)
+    running.delivery.later = {"1-0", "2-0"}
+    await running.pipeline.submit(entries(2))
+    await until(lambda: running.pipeline.held_back == 2)
+    late = asyncio.create_task(running.pipeline.submit(entries(1, first=3)))
+    await asyncio.sleep(SHORT_S)
+    assert not late.done()
+    running.delivery.later.clear()
+    await late
+    assert len(await running.finish()) == 3
+
+
+async def test_a_refusal_is_logged_once_for_each_reason_and_once_when_it_is_over(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    running = await start(batch_size=2)
+    running.delivery.later = {f"{number}-0" for number in range(1, 7)}
+    with capture_logs() as logs:
+        await running.pipeline.submit(entries(6))
+        await until(lambda: running.delivery.attempts >= 9)
+        running.delivery.error = RedisConnectionError("gone")
+        await until(lambda: (running.count("delivery_retries_total", reason="unreachable") or 0) >= 3)
+        running.delivery.error, running.delivery.later = None, set()
+        await running.finish()
+    told = [(entry["event"], entry.get("reason")) for entry in logs]
+    refused = "Redis does not take results, trying again"
+    assert told == [(refused, "FULL"), (refused, "unreachable"), ("Redis takes results again", None)]
+
+
+async def test_a_repeated_message_is_done_with(start: Start) -> None:
+    running = await start(message_id_field="id")
+    running.delivery.repeated = {"2-0"}
+    await running.pipeline.submit([Entry(f"{number}-0", {b"text": b"x", b"id": b"order-7"}) for number in (1, 2)])
+    taken = await running.finish()
+    assert [one.message_id for one in taken] == [b"order-7", b"order-7"]
+    assert [running.count(name) for name in ("deduplicated_total", "published_total")] == [1, 1]
+    assert running.pipeline.held == set()
+
+
+async def test_a_dead_letter_carries_no_message_id_so_that_a_corrected_retry_is_published(start: Start) -> None:
+    running = await start(message_id_field="id")
+    await running.pipeline.submit([Entry("1-0", {b"text": b"", b"id": b"order-7"})])
+    (dead,) = await running.finish()
+    assert (dead.stream, dead.message_id) == ("ns:dead", b"")
 
 
 async def test_an_entry_that_redis_refuses_or_another_worker_did_is_no_longer_held(start: Start) -> None:

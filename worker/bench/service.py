@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -17,6 +16,7 @@ from redis import Redis
 
 from worker.bench.rounds import rates
 from worker.classifier import Classifier, EngineOptions
+from worker.delivery import SCRIPT
 from worker.errors import Fatal
 from worker.routing import Streams
 from worker.settings import Settings
@@ -128,23 +128,24 @@ def latency(bench: Bench, texts: Sequence[str], rate_per_s: float, seconds: floa
 def bare_lua(bench: Bench, batch_size: int, count: int) -> float:
     """Messages/s of a loop of redis-py alone: read a batch, commit it with the worker's own Lua script."""
     redis = bench.redis
-    script = redis.register_script(files("worker").joinpath("delivery.lua").read_text(encoding="utf-8"))
+    script = redis.register_script(SCRIPT)
     redis.xgroup_create(STREAMS.queries, GROUP, id="0")
     done, started = 0, time.perf_counter()
     while done < count:
         replies: Any = redis.xreadgroup(GROUP, "bare", {STREAMS.queries: ">"}, count=batch_size)
-        arguments: list[Any] = [GROUP, "keep"]
+        arguments: list[Any] = [GROUP, "keep", 0]
         for number, (entry_id, fields) in enumerate(replies[0][1]):
-            stream = 2 + number % len(bench.outputs)
+            stream = 3 + number % len(bench.outputs)
             arguments += (
                 entry_id,
                 stream,
+                *(0, ""),
                 2 * len(fields) + 2,
                 *(part for pair in fields.items() for part in pair),
                 "pointsman.id",
                 entry_id,
             )
-        script(keys=[STREAMS.queries, *bench.outputs], args=arguments)
+        script(keys=[STREAMS.queries, STREAMS.seen, *bench.outputs], args=arguments)
         done += len(replies[0][1])
     return count / (time.perf_counter() - started)
 
