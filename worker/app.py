@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -37,11 +36,9 @@ from worker.metrics import Metrics
 from worker.pipeline import Limits, Pipeline
 from worker.routing import Streams, check_topics
 from worker.settings import Settings
+from worker.upkeep import Upkeep
 
 log = structlog.get_logger("pointsman.app")
-MONITOR_EVERY_S = 1.0
-CONSUME_STUCK_S = 15.0
-"""Beyond Redis' own timeout: FastStream pauses for 5 s after an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +193,8 @@ class Worker:
     def _make_broker(self) -> tuple[RedisBroker, Any]:
         settings = self.settings
         broker = make_broker(settings)
+        # FastStream would start a read that Redis refuses again at once, without end; `upkeep` does so once a second.
+        os.environ["FASTSTREAM_SUPERVISOR_DISABLED"] = "1"
         source = StreamSub(
             self.streams.queries,
             group=settings.group,
@@ -244,10 +243,12 @@ class Worker:
     @asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
         settings = self.settings
-        await recovery.ensure_group(self.redis, self.streams.queries, settings.group)
+        await recovery.make_group(self.redis, self.streams.queries, settings.group)
         self._working = asyncio.create_task(self.pipeline.run())
         self._working.add_done_callback(self._pipeline_ended)
-        background = [asyncio.create_task(work) for work in (self._monitor(), self._claim(), self._keep_fresh())]
+        upkeep = Upkeep(self.redis, self.streams.queries, settings, self.pipeline, self.metrics, self.health)
+        work = (upkeep.watch(self._subscriber, lambda: self.on_started()), upkeep.claim(), upkeep.keep_fresh())
+        background = [asyncio.create_task(one) for one in work]
         try:
             yield
         finally:
@@ -262,74 +263,6 @@ class Worker:
             self.failure, self.health.pipeline_failed = error, True
             log.critical("the pipeline failed, stopping", exc_info=error)
             self.on_failure()
-
-    async def _monitor(self) -> None:
-        """Once a second: is Redis there, is the group there, are we reading, how much waits."""
-        settings, started, resume_from = self.settings, False, "0"
-        idle_since, submitted = time.monotonic(), 0
-        while True:
-            try:
-                if await recovery.ensure_group(self.redis, self.streams.queries, settings.group, resume_from) and started:
-                    log.warning("the consumer group was gone and has been made again", stream=self.streams.queries, after=resume_from)
-                if started and not self._subscriber.running and not self.health.stopping:
-                    await self._subscriber.start()
-                waiting = await recovery.backlog(self.redis, self.streams.queries, settings.group)
-                self.metrics.backlog(waiting.lag, waiting.pending)
-                resume_from = waiting.resume_from or resume_from
-                self.health.redis_answered()
-                if not waiting.lag or self.pipeline.held or self.pipeline.submitted != submitted:
-                    idle_since, submitted = time.monotonic(), self.pipeline.submitted
-            except (*REDIS_ERRORS, TimeoutError) as error:
-                log.debug("Redis does not answer", error=str(error))
-                idle_since = time.monotonic()
-            self.health.consume_stuck = time.monotonic() - idle_since > settings.redis_timeout_s + CONSUME_STUCK_S
-            self.health.consuming = bool(self._subscriber.running)
-            if self.health.consuming and not started:
-                started = True
-                self.on_started()
-            await asyncio.sleep(MONITOR_EVERY_S if started else 0.02)
-
-    async def _claim(self) -> None:
-        """Take over what other workers left behind, and forget those of whom nothing is left."""
-        settings = self.settings
-        idle_ms = int(settings.claim_after_s * 1000)
-        while True:
-            if self.health.inference_stuck():  # then others shall have what there is, this worker's own entries too
-                await asyncio.sleep(settings.claim_every_s)
-                continue
-            try:
-                entries = await recovery.claim_stuck(
-                    self.redis,
-                    self.streams.queries,
-                    settings.group,
-                    settings.consumer,
-                    idle_ms=idle_ms,
-                    count=settings.batch_size,
-                )
-                if not entries:
-                    await recovery.forget_dead_consumers(self.redis, self.streams.queries, settings.group, idle_ms=idle_ms)
-            except REDIS_ERRORS as error:
-                log.debug("cannot claim", error=str(error))
-                entries = []
-            if entries:
-                self.metrics.reclaimed(len(entries))
-                log.info("took over stuck entries", entries=len(entries))
-                await self.pipeline.submit(entries)
-            else:
-                await asyncio.sleep(settings.claim_every_s)
-
-    async def _keep_fresh(self) -> None:
-        """Hold on to what is in flight, however long the queue; but not while the model is stuck: then others shall have it."""
-        settings = self.settings
-        while True:
-            await asyncio.sleep(settings.claim_after_s / 4)
-            if self.health.inference_stuck():
-                log.error("the model has been at one batch for too long", seconds=round(self.pipeline.classifying_for_s))
-                continue
-            try:
-                await recovery.keep_fresh(self.redis, self.streams.queries, settings.group, settings.consumer, sorted(self.pipeline.held))
-            except REDIS_ERRORS as error:
-                log.debug("cannot keep entries fresh", error=str(error))
 
     async def _drain(self) -> None:
         """Deliver what is in flight, release the rest so that others claim it at once, leave the group."""

@@ -21,7 +21,7 @@ WAITED_OUT = (
     *("WRONGTYPE", "FULL"),
 )
 """Codes of refusals that someone can mend, or that pass."""
-_CODE = re.compile(r"(?:^|-)([A-Z]{2,})\b")
+_CODE = re.compile(r"\b[A-Z]{3,}\b")
 SCRIPT = files("worker").joinpath("delivery.lua").read_text(encoding="utf-8")
 
 

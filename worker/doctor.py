@@ -144,9 +144,9 @@ async def _permissions(redis: Redis, settings: Settings) -> str:
 
 async def _queue(redis: Redis, settings: Settings) -> str:
     streams = Streams(settings.namespace)
-    if not await redis.exists(streams.queries):
-        return f"{streams.queries} does not exist yet; the first worker or producer makes it"
     waiting = await backlog(redis, streams.queries, settings.group)
+    if waiting is None:
+        return f"{streams.queries} has no group {settings.group} yet; the first worker makes it"
     lag = "unknown (Redis before 7.0)" if waiting.lag is None else str(waiting.lag)
     return f"{streams.queries}: lag {lag}, pending {waiting.pending}, dead letters {await redis.xlen(streams.dead)}"
 

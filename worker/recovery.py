@@ -54,13 +54,12 @@ class Backlog:
     lag: int | None
     """Entries never read by the group; None where Redis (before 7.0, or after XDEL) cannot say."""
     pending: int
-    resume_from: str | None = None
-    """Where a group must start that takes this one's place: after the last entry of which all before are done.
-    None if there is no group."""
+    resume_from: str
+    """Where a group must start that takes this one's place: after the last entry of which all before are done."""
 
 
-async def ensure_group(redis: Redis, queries: str, group: str, resume_from: str = "0") -> bool:
-    """Make the group if there is none. True if it was missing.
+async def make_group(redis: Redis, queries: str, group: str, resume_from: str = "0") -> str:
+    """Make the group if there is none. Returns the entry after which it starts.
 
     Args:
         resume_from: where to start: at "0", so that what was queued before is not skipped; or for a group that was lost,
@@ -72,10 +71,9 @@ async def ensure_group(redis: Redis, queries: str, group: str, resume_from: str 
     try:
         await redis.xgroup_create(queries, group, id=resume_from, mkstream=True)
     except ResponseError as error:
-        if "BUSYGROUP" in str(error):
-            return False
-        raise
-    return True
+        if "BUSYGROUP" not in str(error):
+            raise
+    return resume_from
 
 
 async def _reaches(redis: Redis, queries: str, entry_id: str) -> bool:
@@ -131,15 +129,21 @@ async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle
     return released
 
 
-async def backlog(redis: Redis, queries: str, group: str) -> Backlog:
-    """How much waits for a group; (None, 0) if there is no such group."""
-    for row in await redis.xinfo_groups(queries):
+async def backlog(redis: Redis, queries: str, group: str) -> Backlog | None:
+    """How much waits for a group; None if there is no such group or stream."""
+    try:
+        rows = await redis.xinfo_groups(queries)
+    except ResponseError as error:
+        if "no such key" in str(error):
+            return None
+        raise
+    for row in rows:
         if row["name"] in (group, group.encode()):
             lag, pending = row.get("lag"), int(row["pending"])
             oldest = (await redis.xpending(queries, group))["min"] if pending else None
             resume_from = _just_before(oldest.decode()) if oldest else row["last-delivered-id"].decode()
             return Backlog(None if lag is None else int(lag), pending, resume_from)
-    return Backlog(None, 0)
+    return None
 
 
 def _just_before(entry_id: str) -> str:
