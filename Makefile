@@ -1,13 +1,17 @@
 # The commands of this project. From a bare clone: `make demo`, `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo run test lint clean
+.PHONY: help setup model demo run test lint chaos clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt
 LLAMA := llama-cpp-python
 MODEL := models/household
+MESSAGES ?= 20000
+KILLS ?= 8
+SEED ?= 1
+CHAOS_MODEL ?= null
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +60,9 @@ lint: .venv/all
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+
+chaos: .venv/all $(MODEL).gguf  ## kill workers and Redis under load and count what comes out (MESSAGES= KILLS= SEED= CHAOS_MODEL=real)
+	@$(BIN)/python -m tests.faults.chaos --messages $(MESSAGES) --kills $(KILLS) --seed $(SEED) --model $(CHAOS_MODEL) $(CHAOS_OPTIONS)
 
 clean:  ## remove what the others made (not the data of `make run`)
 	rm -rf .venv build *.egg-info $(MODEL).gguf $(MODEL).test.jsonl

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -245,23 +245,22 @@ class Worker:
         settings = self.settings
         await recovery.make_group(self.redis, self.streams.queries, settings.group)
         self._working = asyncio.create_task(self.pipeline.run())
-        self._working.add_done_callback(self._pipeline_ended)
         upkeep = Upkeep(self.redis, self.streams.queries, settings, self.pipeline, self.metrics, self.health)
         work = (upkeep.watch(self._subscriber, lambda: self.on_started()), upkeep.claim(), upkeep.keep_fresh())
         background = [asyncio.create_task(one) for one in work]
+        for task in (self._working, *background):
+            task.add_done_callback(self._part_ended)
         try:
             yield
         finally:
             self.health.stopping = True
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await _end(background)
             await self._drain()
 
-    def _pipeline_ended(self, task: asyncio.Task[None]) -> None:
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failure, self.health.pipeline_failed = error, True
-            log.critical("the pipeline failed, stopping", exc_info=error)
+            log.critical("a part of the worker failed, stopping", exc_info=error)
             self.on_failure()
 
     async def _drain(self) -> None:
@@ -270,8 +269,7 @@ class Worker:
         await self.pipeline.close()
         if self._working is not None:
             _, unfinished = await asyncio.wait([self._working], timeout=settings.drain_timeout_s)
-            for task in unfinished:
-                task.cancel()
+            await _end(unfinished)
         try:
             idle_ms = int(settings.claim_after_s * 1000)
             left = await recovery.release(self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms)
@@ -280,6 +278,15 @@ class Worker:
             log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)
         await self.redis.aclose()
         self._inference_thread.shutdown(wait=not self.health.inference_stuck())
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended: before Python 3.12 wait_for, with which redis-py sends, may swallow a cancellation (gh-86296)."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)
 
 
 async def _leave_undecoded(_message: Any) -> None:
