@@ -1,7 +1,7 @@
 # The commands of this project. From a bare clone: `make demo`, `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo run test lint chaos clean
+.PHONY: help setup model demo run test lint chaos fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,6 +11,7 @@ MODEL := models/household
 MESSAGES ?= 20000
 KILLS ?= 8
 SEED ?= 1
+ENTRIES ?= 100000
 CHAOS_MODEL ?= null
 
 help:  ## show this
@@ -63,6 +64,9 @@ lint: .venv/all
 
 chaos: .venv/all $(MODEL).gguf  ## kill workers and Redis under load and count what comes out (MESSAGES= KILLS= SEED= CHAOS_MODEL=real)
 	@$(BIN)/python -m tests.faults.chaos --messages $(MESSAGES) --kills $(KILLS) --seed $(SEED) --model $(CHAOS_MODEL) $(CHAOS_OPTIONS)
+
+fuzz: .venv/all $(MODEL).gguf  ## send damaged entries through workers and compare what comes out with the parser (ENTRIES= SEED=)
+	@$(BIN)/python -m tests.faults.fuzz --entries $(ENTRIES) --seed $(SEED) $(FUZZ_OPTIONS)
 
 clean:  ## remove what the others made (not the data of `make run`)
 	rm -rf .venv build *.egg-info $(MODEL).gguf $(MODEL).test.jsonl

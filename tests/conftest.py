@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from redis import Redis
 
@@ -18,6 +19,10 @@ from tests.support import DATA, MODEL, Queue, RedisServer, WorkerProcess
 from worker.classifier import Classifier
 from worker.embedded_redis import embedded_redis
 from worker.routing import Streams, route
+
+# Examples have no time limit: how long one takes says more of the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 StartWorker = Callable[..., WorkerProcess]
 _used_redis = pytest.StashKey[str]()

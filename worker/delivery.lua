@@ -15,10 +15,12 @@
 -- lose the entry when XADD then fails. The pending check comes before XADD: without it an entry that two
 -- workers hold would be published twice. For the same reason the script first does, to no effect, what it must
 -- be able to do after XADD: where permissions or the keys' types forbid it, the batch fails before anything is published.
+-- Of these ZADD is the first, since it needs memory: Redis asks for memory until a script's first write, and then no more.
 
 local source, seen, group, delete, remember_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] == "delete", tonumber(ARGV[3])
 local results, at, now_ms = {}, 4, 0
 
+redis.call("ZADD", seen, "XX", 0, "")
 redis.call("XACK", source, group, "0-0")
 if delete then redis.call("XDEL", source, "0-0") end
 if remember_ms > 0 then

@@ -113,6 +113,7 @@ async def _permissions(redis: Redis, settings: Settings) -> str:
         ("XGROUP DELCONSUMER", key, group, group),
         ("XREADGROUP", "GROUP", group, group, "COUNT", 1, "STREAMS", key, ">"),
         ("XACK", key, group, "0-0"),
+        ("ZADD", key, "XX", 0, ""),
         ("XPENDING", key, group),
         ("XCLAIM", key, group, group, 0, "0-0"),
         ("XAUTOCLAIM", key, group, group, 0, "0-0"),
@@ -125,7 +126,7 @@ async def _permissions(redis: Redis, settings: Settings) -> str:
     if settings.retention == "delete":
         needed.append(("XDEL", key, "0-0"))
     if settings.deduplicate_by:
-        needed += [("ZADD", key, "XX", 1, "probe"), ("ZSCORE", key, "probe"), ("ZREM", key, "probe")]
+        needed += [("ZSCORE", key, "probe"), ("ZREM", key, "probe")]
         needed += [("ZREMRANGEBYSCORE", key, 0, 0), ("PEXPIRE", key, 1), ("TIME",)]
     refused = []
     for command in needed:

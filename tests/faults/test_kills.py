@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
 
 from tests.conftest import StartWorker
 from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, wait_for
 from worker import recovery
-from worker.delivery import Delivered, Delivery, Duplicate
+from worker.delivery import Delivered, Delivery, Duplicate, refusal_code
 from worker.errors import NotDelivered
 from worker.messages import Entry, Outgoing
 
@@ -87,7 +88,9 @@ async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(c
     ((_, rows),) = await client.xreadgroup(GROUP, "me", {key: ">"})
     assert [entry_id.decode() for entry_id, _ in rows] == [entry.id for entry in entries[1:]]
     await delivery.deliver([_to(queue, entry) for entry in entries[1:]])
-    assert await recovery.backlog(client, key, GROUP) == recovery.Backlog(0, 0, entries[3].id)
+    after = await recovery.backlog(client, key, GROUP)
+    assert after is not None
+    assert (after.pending, after.resume_from) == (0, entries[3].id)
 
 
 async def test_keeping_entries_fresh_takes_none_that_another_has_claimed(client: AsyncRedis, queue: Queue) -> None:
@@ -269,9 +272,11 @@ async def test_out_of_memory_leaves_every_entry_pending(own_redis: RedisServer, 
     entries = await _read(client, own_queue, count=2)
     delivery = Delivery(client, own_queue.streams, GROUP, "keep")
     await client.config_set("maxmemory", "1")
-    results = await delivery.deliver([_to(own_queue, entry) for entry in entries])
-    assert [type(result) for result in results] == [NotDelivered, NotDelivered]
+    with pytest.raises(RedisError) as refused:
+        await delivery.deliver([_to(own_queue, entry) for entry in entries])
+    assert refusal_code(refused.value) == "OOM"
     assert own_queue.pending() == 2
+    assert own_queue.arrived() == {}
     await client.config_set("maxmemory", "0")
     assert all(isinstance(result, Delivered) for result in await delivery.deliver([_to(own_queue, entry) for entry in entries]))
     await client.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -78,8 +79,9 @@ def test_tail_shows_what_was_and_follows_what_comes(queue: Queue, redis_url: str
     found = rows(command("tail", "--from-start", "--count", "1", "--json", **where))
     assert [(row["stream"], row["fields"]["text"]) for row in found] == [(queue.streams.topic("pool"), "old")]
     line = [sys.executable, "-m", "worker", "tail", "--count", "3"]
+    earlier = {client["id"] for client in _clients(queue)}
     with subprocess.Popen(line, cwd=ROOT, env=environment(**where), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
-        wait_for(lambda: _blocked_readers(queue) > 0, "tail to listen")
+        wait_for(lambda: any(one["cmd"] == "xread" and one["id"] not in earlier for one in _clients(queue)), "tail to listen")
         queue.redis.xadd(queue.streams.topic("fence"), {"text": "[red]new topic[/red]", **own})
         queue.redis.xadd(queue.streams.review, {"text": "unsure", **own})
         queue.redis.xadd(queue.streams.dead, {"text": b"\xff", "pointsman.reason": "invalid_utf8"})
@@ -89,9 +91,9 @@ def test_tail_shows_what_was_and_follows_what_comes(queue: Queue, redis_url: str
     assert shown == [["dead", "invalid_utf8", "\ufffd"], ["fence", "98.8%", "[red]new topic[/red]"], ["review", "98.8%", "unsure"]]
 
 
-def _blocked_readers(queue: Queue) -> int:
+def _clients(queue: Queue) -> list[dict[str, Any]]:
     clients: Any = queue.redis.client_list()
-    return sum(client["cmd"] in ("xread",) for client in clients)
+    return list(clients)
 
 
 def test_dead_letters_are_listed_and_replayed(start_worker: StartWorker, queue: Queue, redis_url: str) -> None:
@@ -116,6 +118,7 @@ def test_dead_letters_are_listed_and_replayed(start_worker: StartWorker, queue: 
     wait_for(lambda: len(queue.read(queue.streams.dead)) == 3, "the replayed entry to die again")
     (by_reason,) = rows(command("dead", "replay", "--json", "--reason", "missing_text", **where))
     assert by_reason["id"] == listed[1]["id"]
+    wait_for(lambda: len(queue.read(queue.streams.dead)) == 3, "that one to die again, too")
     every = command("dead", "replay", "--all", **where)
     assert (every.returncode, every.stderr) == (0, b"replayed 3 of 3\n")
     queue.assert_each_once({entry_id for entry_id, _ in queue.read(queue.streams.queries)} - _ids_that_died_before(queue))
@@ -208,7 +211,7 @@ def test_run_with_embedded_redis_says_how_to_reach_it_and_takes_it_along(tmp_pat
         env = environment(model=MODEL, embedded_redis=tmp_path / "data", http_port=0)
         process = subprocess.Popen(line, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stderr=stderr)
     try:
-        url = wait_for(lambda: log.read_text().partition("POINTSMAN_REDIS_URL=")[2].partition(" ")[0], "the worker to say where it is")
+        url = wait_for(lambda: re.findall(r"POINTSMAN_REDIS_URL=(\S+)\s", log.read_text()), "the worker to say where it is")[0]
         sent = rows(command("send", "--json", "how do i bake bread", redis_url=url))
         (seen,) = rows(command("tail", "--from-start", "--count", "1", "--json", redis_url=url))
         assert seen["fields"]["pointsman.id"] == sent[0]["id"]
@@ -228,10 +231,10 @@ def test_the_demo_routes_each_query_once_and_leaves_no_process_behind(model_file
     name, _, value = mark.partition("=")
     env = environment() | {name: value}
     line = [sys.executable, "-m", "worker", "demo", "--model", str(model_file), "--queries", str(queries)]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, timeout=3 * PATIENCE_S, check=False)
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     assert "30 of 30, 0 lost, 0 doubled, 0 pending" in done.stdout.decode()
-    wait_for(lambda: not _processes_with(mark), "the demo's processes to be gone", 10)
+    wait_for(lambda: not _processes_with(mark), "the demo's processes to be gone")
 
 
 def _processes_with(mark: str) -> list[str]:

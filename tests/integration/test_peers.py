@@ -12,16 +12,24 @@ from trainer import peers
 from trainer.dataset import load_examples
 from worker.classifier import Classifier
 
+BLOCK_WEIGHTS = 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576)
+"""SmolLM2-135M: queries and outputs, keys and values, the feed-forward network, in thirty layers."""
 
-def test_peers_are_trained_and_measured_on_the_same_queries(model_file: Path) -> None:
+
+def test_peers_are_trained_and_measured_on_the_same_queries(model_file: Path, household: Classifier) -> None:
     examples = load_examples(DATA)
+    train, test = examples[:2000], examples[2000:2064]
     steps: list[str] = []
-    found, peak = peers.compare(model_file, examples[:2000], examples[2000:2064], 1, steps.append)
+    found, peak = peers.compare(model_file, train, test, 1, steps.append)
     by_name = {peer.name: peer for peer in found}
     assert by_name["Pointsman's engine"].to_engine == 1.0
     assert 0.4 < (by_name["TF-IDF + linear SVM"].accuracy or 0) <= 1
     assert all(peer.messages_per_s > 0 for peer in found)
-    assert 0 < peak.share["bf16"] < 2
+    assert peak.share == {name: peak.engine_gflops / gflops for name, gflops in peak.gflops.items()}
+    assert min(peak.gflops.values()) > 0
+    per_message = peak.engine_gflops * 1e9 / by_name["Pointsman's engine"].messages_per_s
+    tokens = sum(len(household.encode(example.text).ids) for example in test) / len(test)
+    assert 0.5 < per_message / (2 * BLOCK_WEIGHTS * tokens) < 1.1, "two operations for each weight and token, but for what is shared"
     assert any(step.startswith("round 1 of 1") for step in steps)
 
 

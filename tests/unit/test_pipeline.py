@@ -24,7 +24,7 @@ from worker.pipeline import Limits, Pipeline
 from worker.routing import Streams
 
 Classify = Callable[[Sequence[str]], list[Decision]]
-SHORT_S = 0.05
+SHORT_S, PATIENCE_S = 0.05, 60.0
 
 
 class FakeDelivery:
@@ -84,7 +84,7 @@ class Running:
 
     async def finish(self) -> list[Outgoing]:
         await self.pipeline.close()
-        await asyncio.wait_for(self.task, 5)
+        await asyncio.wait_for(self.task, PATIENCE_S)
         return self.delivery.taken
 
     def count(self, name: str, **labels: str) -> float | None:
@@ -132,9 +132,9 @@ async def start() -> AsyncIterator[Start]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 5 s"
+        assert time.monotonic() < deadline, f"it did not happen within {PATIENCE_S:.0f} s"
         await asyncio.sleep(0.002)
 
 
@@ -206,7 +206,7 @@ async def test_submit_waits_while_too_much_is_in_flight(start: Start) -> None:
     await asyncio.sleep(SHORT_S)
     assert not held_back.done()
     running.delivery.gate.set()
-    await asyncio.wait_for(held_back, 5)
+    await asyncio.wait_for(held_back, PATIENCE_S)
     assert len(await running.finish()) == 5
 
 
@@ -227,7 +227,7 @@ async def test_how_long_the_model_is_at_a_batch_is_known(start: Start) -> None:
     go_on = threading.Event()
 
     def slow(texts: Sequence[str]) -> list[Decision]:
-        go_on.wait(5)
+        go_on.wait(PATIENCE_S)
         return instant_classify(texts)
 
     running = await start(slow)
@@ -241,7 +241,7 @@ async def test_how_long_the_model_is_at_a_batch_is_known(start: Start) -> None:
 
 async def test_more_entries_than_the_bound_are_taken_when_nothing_is_in_flight(start: Start) -> None:
     running = await start(max_in_flight=2)
-    await asyncio.wait_for(running.pipeline.submit(entries(5)), 5)
+    await asyncio.wait_for(running.pipeline.submit(entries(5)), PATIENCE_S)
     assert len(await running.finish()) == 5
 
 
@@ -371,7 +371,7 @@ async def test_an_entry_that_redis_refuses_or_another_worker_did_is_no_longer_he
     running = await start(max_in_flight=2)
     running.delivery.refused, running.delivery.duplicates = {"1-0"}, {"2-0"}
     await running.pipeline.submit(entries(2))
-    await asyncio.wait_for(running.pipeline.submit(entries(2, first=3)), 5)
+    await asyncio.wait_for(running.pipeline.submit(entries(2, first=3)), PATIENCE_S)
     await running.finish()
     assert [running.count(name) for name in ("failed_total", "duplicates_total", "published_total")] == [1, 1, 2]
 
@@ -384,7 +384,7 @@ async def test_close_drains_what_was_submitted(start: Start) -> None:
     await asyncio.sleep(SHORT_S)
     assert not running.task.done()
     running.delivery.gate.set()
-    await asyncio.wait_for(running.task, 5)
+    await asyncio.wait_for(running.task, PATIENCE_S)
     assert len(running.delivery.taken) == 7
 
 
@@ -406,4 +406,4 @@ async def test_a_fault_in_delivery_ends_run_even_when_nothing_more_comes(start: 
     running.delivery.error = AssertionError("a fault in this program")
     await running.pipeline.submit(entries(1))
     with pytest.raises(AssertionError, match="a fault in this program"):
-        await asyncio.wait_for(running.task, 2)
+        await asyncio.wait_for(running.task, PATIENCE_S)
