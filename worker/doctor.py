@@ -116,7 +116,7 @@ async def _permissions(redis: Redis, settings: Settings) -> str:
         ("ZADD", key, "XX", 0, ""),
         ("XPENDING", key, group),
         ("XCLAIM", key, group, group, 0, "0-0"),
-        ("XAUTOCLAIM", key, group, group, 0, "0-0"),
+        ("XRANGE", key, "-", "+"),
         ("XINFO STREAM", key),
         ("XINFO GROUPS", key),
         ("XINFO CONSUMERS", key, group),

@@ -11,11 +11,28 @@ from redis.exceptions import ResponseError
 
 from worker.messages import Entry
 
+_CLAIM = """
+local claimed = {}
+for _, row in ipairs(redis.call("XPENDING", KEYS[1], ARGV[1], "IDLE", ARGV[3], "-", "+", ARGV[4])) do
+  local id, times = row[1], row[4] + 1
+  local entry = redis.call("XRANGE", KEYS[1], id, id)[1]
+  if entry then
+    redis.call("XCLAIM", KEYS[1], ARGV[1], ARGV[2], 0, id, "RETRYCOUNT", times, "JUSTID")
+    claimed[#claimed + 1] = { id, entry[2], times }
+  else
+    redis.call("XACK", KEYS[1], ARGV[1], id)
+  end
+end
+return claimed
+"""
 _KEEP_FRESH = """
 local kept = {}
 for at = 3, #ARGV do
   local id = ARGV[at]
-  if #redis.call("XPENDING", KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then kept[#kept + 1] = id end
+  -- XCLAIM of an entry that was deleted from the stream would drop it, although it is in good hands.
+  if #redis.call("XPENDING", KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 and #redis.call("XRANGE", KEYS[1], id, id) > 0 then
+    kept[#kept + 1] = id
+  end
 end
 if #kept > 0 then
   table.insert(kept, "JUSTID")
@@ -52,7 +69,7 @@ class Backlog:
     """How much work waits for a group."""
 
     lag: int | None
-    """Entries never read by the group; None where Redis (before 7.0, or after XDEL) cannot say."""
+    """Entries never read by the group; None where there are some and Redis (before 7.0, or after XDEL) cannot say how many."""
     pending: int
     resume_from: str
     """Where a group must start that takes this one's place: after the last entry of which all before are done."""
@@ -85,14 +102,13 @@ async def _reaches(redis: Redis, queries: str, entry_id: str) -> bool:
 
 
 async def claim_stuck(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int, count: int) -> list[Entry]:
-    """Claim entries that no one has touched for `idle_ms`, with how often they were delivered."""
-    _, claimed, *_ = await redis.xautoclaim(queries, group, consumer, min_idle_time=idle_ms, start_id="0-0", count=count)
-    if not claimed:
-        return []
-    ids = [entry_id for entry_id, _ in claimed]
-    rows = await redis.xpending_range(queries, group, min=ids[0], max=ids[-1], count=10_000, consumername=consumer)
-    deliveries = {row["message_id"]: int(row["times_delivered"]) for row in rows}
-    return [Entry(entry_id.decode(), fields, deliveries.get(entry_id, 1)) for entry_id, fields in claimed]
+    """Claim entries that no one has touched for `idle_ms`, the oldest first, with how often they were delivered.
+
+    XAUTOCLAIM would look at ten times `count` pending entries and go no further, however fresh those are, and before Redis 7 it
+    stumbles over entries that were deleted from the stream. Those are no longer pending after this.
+    """
+    rows = await redis.eval(_CLAIM, 1, queries, group, consumer, idle_ms, count)
+    return [Entry(entry_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True)), times) for entry_id, fields, times in rows]
 
 
 async def keep_fresh(redis: Redis, queries: str, group: str, consumer: str, ids: Sequence[str]) -> None:
@@ -139,11 +155,18 @@ async def backlog(redis: Redis, queries: str, group: str) -> Backlog | None:
         raise
     for row in rows:
         if row["name"] in (group, group.encode()):
-            lag, pending = row.get("lag"), int(row["pending"])
+            read_to, pending = row["last-delivered-id"].decode(), int(row["pending"])
             oldest = (await redis.xpending(queries, group))["min"] if pending else None
-            resume_from = _just_before(oldest.decode()) if oldest else row["last-delivered-id"].decode()
-            return Backlog(None if lag is None else int(lag), pending, resume_from)
+            lag = row.get("lag")
+            if lag is None and not await _goes_on(redis, queries, read_to):
+                lag = 0
+            return Backlog(None if lag is None else int(lag), pending, _just_before(oldest.decode()) if oldest else read_to)
     return None
+
+
+async def _goes_on(redis: Redis, queries: str, read_to: str) -> bool:
+    last_entry = (await redis.xinfo_stream(queries))["last-entry"]
+    return last_entry is not None and _parts(last_entry[0].decode()) > _parts(read_to)
 
 
 def _just_before(entry_id: str) -> str:
