@@ -210,8 +210,10 @@ class WorkerProcess:
 class RedisServer:
     """A Redis of one test's own, or with `sentinel` (a configuration file) a Sentinel, which it may kill and start again."""
 
-    def __init__(self, directory: Path, *options: str, executable: str | None = None, sentinel: Path | None = None) -> None:
-        self.port, self._directory, self._executable = free_port(), directory, executable
+    def __init__(
+        self, directory: Path, *options: str, port: int | None = None, executable: str | None = None, sentinel: Path | None = None
+    ) -> None:
+        self.port, self._directory, self._executable = port or free_port(), directory, executable
         self._first = [] if sentinel is None else [str(sentinel), "--sentinel"]
         self._options = options if sentinel else ("--appendonly", "yes", *options)
         self._process: subprocess.Popen[bytes] | None = None

@@ -95,8 +95,10 @@ def refusal_code(error: Exception) -> str:
     """Why Redis does not take something: one of WAITED_OUT, `unreachable`, or `other`.
 
     redis-py takes the codes that it knows off the message. Redis before 7 puts the code that a command in a script got
-    behind "ERR Error running script (...): -".
+    behind "ERR Error running script (...): -", and for a missing permission it gives none.
     """
+    if "The user executing the script can't" in str(error):
+        return "NOPERM"
     given = str(getattr(error, "status_code", None) or "")
     found: list[str] = [given, *_CODE.findall(str(error))]
     for code in found:

@@ -124,7 +124,7 @@ async def forget_dead_consumers(redis: Redis, queries: str, group: str, *, idle_
     """Remove consumers that hold nothing and have not been seen for `idle_ms`. Returns how many.
 
     In one script: no entry can be given to one in between, which would then be lost with it. One that was only thought
-    dead is made again by its next read.
+    dead comes back with its next entry; before Redis 7.2, where a read that finds nothing is no sign of life, idle ones are.
     """
     return int(await redis.eval(_FORGET, 1, queries, group, idle_ms))
 

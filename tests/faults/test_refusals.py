@@ -45,7 +45,7 @@ def assert_nothing_is_done(worker: WorkerProcess, queue: Queue, ids: list[str], 
     """Redis refuses: all is held back, none published, none acknowledged; readiness tells, and the process lives."""
     retries = f'pointsman_delivery_retries_total{{reason="{reason}"}}'
     wait_for(lambda: worker.metrics().get(retries, 0) >= 2, f"deliveries to be refused with {reason}")
-    assert worker.metrics()["pointsman_held_back"] == len(ids)
+    wait_for(lambda: worker.metrics()["pointsman_held_back"] == len(ids), "all to be held back")
     assert worker.get("/readyz")[0] == 503
     assert worker.get("/healthz")[0] == 200
     assert queue.arrived() == {}
@@ -195,13 +195,17 @@ def test_a_redis_that_comes_back_empty_is_worked_on(start: Start, own_redis: Red
     own_queue.assert_each_once(own_queue.add_all(["three", "four"]))
 
 
-def test_consumers_of_dead_workers_are_removed_and_of_living_ones_are_not(start: Start, own_queue: Queue) -> None:
+def test_a_dead_workers_consumer_is_removed_and_a_living_one_works_on(start: Start, own_queue: Queue) -> None:
     quick = {"pace_s": 0.0, "claim_after_s": 2, "batch_timeout_s": 1, "claim_every_s": 0.2}
     dead, alive = start(**quick), start(**quick)
-    own_queue.assert_each_once(own_queue.add_all([f"query {number}" for number in range(30)]))
-    wait_for(lambda: len(own_queue.consumers()) == 2, "both to have read")
+    ids = own_queue.add_all([f"query {number}" for number in range(30)])
+    own_queue.assert_each_once(ids)
+    own_queue.redis.xgroup_createconsumer(own_queue.streams.queries, GROUP, dead_name := f"host-{dead.process.pid}-a")
     dead.kill()
-    wait_for(lambda: [name.split("-")[-2] for name in own_queue.consumers()] == [str(alive.process.pid)], "the dead one to be forgotten")
+    wait_for(lambda: not any(f"-{dead.process.pid}-" in name for name in own_queue.consumers()), f"{dead_name} to be forgotten")
+    last = own_queue.add("one more")
+    own_queue.assert_each_once([*ids, last])
+    assert all(f"-{alive.process.pid}-" in name for name in own_queue.consumers())
 
 
 def test_a_message_that_is_sent_twice_is_published_once(start: Start, own_queue: Queue) -> None:

@@ -11,6 +11,7 @@ from redis import Redis, RedisCluster
 
 from tests.conftest import StartWorker
 from tests.support import QUICK_CLAIM, Queue, RedisServer, wait_for
+from worker.embedded_redis import free_port
 
 MASTER = "main"
 
@@ -78,7 +79,8 @@ def cluster(tmp_path: Path) -> Iterator[list[RedisServer]]:
     for number in range(3):
         directory = tmp_path / f"node-{number}"
         directory.mkdir()
-        nodes.append(RedisServer(directory, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000").start())
+        port = next(port for port in iter(free_port, None) if port < 55_536)  # nodes talk to each other at a port 10,000 higher
+        nodes.append(RedisServer(directory, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port).start())
     clients = [Redis.from_url(node.url) for node in nodes]
     for number, client in enumerate(clients):
         first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
