@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import structlog
 import uvicorn
 from faststream import AckPolicy, FastStream
-from faststream.asgi import AsgiFastStream
+from faststream.asgi import AsgiFastStream, AsyncAPIRoute
 from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.annotations import RedisBatchStreamMessage
 from faststream.specification import AsyncAPI
@@ -237,7 +237,7 @@ class Worker:
                 ("/healthz", endpoint(self.health.alive)),
                 ("/readyz", endpoint(self.health.ready)),
             ],
-            asyncapi_path="/asyncapi",
+            asyncapi_path=AsyncAPIRoute("/asyncapi", try_it_out_path=None),  # it could publish, and swaps the broker for a test's
         )
 
     @asynccontextmanager

@@ -10,14 +10,16 @@ The URL's query holds redis-py's options, such as ssl_ca_certs, ssl_certfile and
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from faststream.redis import RedisBroker, RedisClusterBroker, RedisSentinelBroker
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
@@ -47,11 +49,11 @@ class Address:
 
 def parse(url: str) -> Address:
     """Raises SettingsError if the URL is malformed."""
-    parts = urlsplit(url)
-    base, _, kind = parts.scheme.partition("+")
-    user, at, hosts = parts.netloc.rpartition("@")
-    names = [name for name in parts.path.split("/") if name]
     try:
+        parts = urlsplit(url)
+        base, _, kind = parts.scheme.partition("+")
+        user, at, hosts = parts.netloc.rpartition("@")
+        names = [name for name in parts.path.split("/") if name]
         if kind not in ("", "sentinel", "cluster"):
             raise ValueError(f"there is no scheme {parts.scheme}://, but redis+sentinel:// and redis+cluster://")
         if kind == "sentinel" and not names:
@@ -68,6 +70,18 @@ def parse(url: str) -> Address:
     return Address(cast("Any", kind or "single"), base == "rediss", nodes, master, plain, shown)
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises SettingsError where redis-py would fail at each connection, with words that do not say what is wrong."""
+    try:
+        options.get("connection_class", Connection)(**{name: value for name, value in options.items() if name != "connection_class"})
+    except TypeError as error:
+        unknown = str(error).rpartition("argument ")[2]
+        raise SettingsError(f"POINTSMAN_REDIS_URL has an option {unknown} that there is not; those of TLS need rediss://") from error
+    for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"):
+        if (path := options.get(name)) and not Path(path).exists():
+            raise SettingsError(f"POINTSMAN_REDIS_URL: {name} names {path}, which is not there")
+
+
 def _node(host: str, default_port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{host}")
     try:
@@ -80,9 +94,10 @@ def connect(settings: Settings) -> Redis:
     """A client of the settings' Redis, with timeouts on everything. It does not try again by itself: its users do.
 
     Raises:
-        SettingsError: the URL is malformed.
+        SettingsError: the URL is malformed, or has options that cannot be.
     """
     address = parse(settings.redis_url.get_secret_value())
+    _check_options(parse_url(address.url))
     patience: dict[str, Any] = {
         "socket_timeout": settings.redis_timeout_s,
         "socket_connect_timeout": settings.redis_timeout_s,

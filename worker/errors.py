@@ -13,7 +13,8 @@ from typing import Literal
 
 from redis.exceptions import RedisClusterException, RedisError
 
-REDIS_ERRORS = (RedisError, RedisClusterException, OSError)
+REDIS_ERRORS = (RedisError, RedisClusterException, OSError, RuntimeError)
+"""RuntimeError is what uvloop raises where redis-py sends on a connection that has been closed."""
 
 RejectReason = Literal["missing_text", "empty_text", "wrong_type", "invalid_utf8", "invalid_json", "too_large", "too_many_fields", "poison"]
 

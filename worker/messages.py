@@ -23,6 +23,8 @@ ENVELOPE_FIELD = b"__data__"
 OWN_PREFIX = b"pointsman."
 PACKED_FIELD = b"pointsman.fields"
 """All original fields as one JSON value, where there are too many to carry one by one."""
+_PACKED_SIZE = 256 * 1024
+"""Of one piece of that: Redis takes no value longer than its proto-max-bulk-len, which is 1 MB at least."""
 MAX_FIELDS = 256
 """Fields in one entry; Lua's unpack() sets a limit of some thousands."""
 _LONGEST_MESSAGE_ID = 64
@@ -167,7 +169,9 @@ def dead_fields(entry: Entry, reject: Reject) -> dict[bytes, bytes]:
     """The original bytes and, beside them, why the entry died and its history."""
     if len(entry.fields) > MAX_FIELDS:
         pairs = [[base64.b64encode(part).decode() for part in pair] for pair in entry.fields.items()]
-        original = {PACKED_FIELD: json.dumps(pairs).encode()}
+        packed = json.dumps(pairs).encode()
+        size = max(_PACKED_SIZE, len(packed) // 1000)
+        original = {PACKED_FIELD + b"." + str(at // size).encode(): packed[at : at + size] for at in range(0, len(packed), size)}
     else:
         original = _original(entry)
     return original | {
@@ -180,8 +184,9 @@ def dead_fields(entry: Entry, reject: Reject) -> dict[bytes, bytes]:
 
 def revived_fields(fields: Fields) -> dict[bytes, bytes]:
     """What a dead letter was before it died: for replay."""
-    if PACKED_FIELD in fields:
-        return {base64.b64decode(name): base64.b64decode(value) for name, value in json.loads(fields[PACKED_FIELD])}
+    packed = [value for name, value in fields.items() if name == PACKED_FIELD or name.startswith(PACKED_FIELD + b".")]
+    if packed:
+        return {base64.b64decode(name): base64.b64decode(value) for name, value in json.loads(b"".join(packed))}
     return {name: value for name, value in fields.items() if not name.startswith(OWN_PREFIX)}
 
 

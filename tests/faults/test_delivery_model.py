@@ -253,9 +253,8 @@ class DeliveryAgainstModel(RuleBasedStateMachine):
         ids = [*self.known, "1-1"]
         self.run(recovery.keep_fresh(self.client, self.streams.queries, GROUP, consumer, ids))
         for entry_id in ids:
-            if entry_id in self.pending and self.pending[entry_id].consumer == consumer:
+            if entry_id in self.queries and entry_id in self.pending and self.pending[entry_id].consumer == consumer:
                 self.pending[entry_id].released = False
-        self._let_go_of_deleted()
 
     @rule(consumer=st.sampled_from(CONSUMERS), heir=st.sampled_from([None, *CONSUMERS]))
     def consumer_releases(self, consumer: str, heir: str | None) -> None:
