@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,23 +76,22 @@ def test_a_failover_by_sentinel_loses_and_doubles_nothing(
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[RedisServer]]:
     """Three nodes that share the slots."""
-    nodes = []
-    for number in range(3):
-        directory = tmp_path / f"node-{number}"
-        directory.mkdir()
-        port = next(port for port in iter(free_port, None) if port < 55_536)  # nodes talk to each other at a port 10,000 higher
-        nodes.append(RedisServer(directory, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port).start())
-    clients = [Redis.from_url(node.url) for node in nodes]
-    for number, client in enumerate(clients):
-        first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
-        client.execute_command("CLUSTER ADDSLOTS", *range(first, last + 1))
-        client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
-    for client in clients:
-        wait_for(lambda client=client: b"cluster_state:ok" in _raw_info(client), "the cluster to agree")  # type: ignore[misc]
-        client.close()
-    yield nodes
-    for node in nodes:
-        node.kill()
+    with ExitStack() as stack:
+        nodes = []
+        for number in range(3):
+            directory = tmp_path / f"node-{number}"
+            directory.mkdir()
+            port = next(port for port in iter(free_port, None) if port < 55_536)  # nodes talk to each other at a port 10,000 higher
+            nodes.append(RedisServer(directory, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port))
+            stack.callback(nodes[-1].kill)
+            nodes[-1].start()
+        clients = [stack.enter_context(Redis.from_url(node.url)) for node in nodes]
+        for number, client in enumerate(clients):
+            first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
+            client.execute_command("CLUSTER ADDSLOTS", *range(first, last + 1))
+            client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+        wait_for(lambda: all(b"cluster_state:ok" in _raw_info(client) for client in clients), "the cluster to agree")
+        yield nodes
 
 
 def _raw_info(client: Redis) -> bytes:

@@ -214,7 +214,7 @@ def test_a_workers_memory_stays_below_700_mb(start_worker: StartWorker, queue: Q
 def test_health_readiness_and_asyncapi_answer(start_worker: StartWorker, queue: Queue, household: Classifier) -> None:
     worker = start_worker()
     assert worker.get("/healthz") == (200, '{"pipeline": true, "inference": true, "consuming": true}')
-    assert worker.get("/readyz") == (200, '{"redis": true, "consuming": true, "pipeline": true, "inference": true}')
+    assert worker.get("/readyz") == (200, '{"redis": true, "consuming": true, "delivering": true, "pipeline": true, "inference": true}')
     status, page = worker.get("/asyncapi")
     assert status == 200
     assert all(queue.streams.topic(name) in page for name in household.card.labels.names)
