@@ -33,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"Redis: {used}")
 
 
-def _docker_answers() -> bool:
+def docker_answers() -> bool:
     try:
         return shutil.which("docker") is not None and subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode == 0
     except subprocess.TimeoutExpired:
@@ -43,7 +43,7 @@ def _docker_answers() -> bool:
 @pytest.fixture(scope="session")
 def redis_url(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One Redis for all tests: a container where a Docker engine answers, else the embedded server."""
-    if _docker_answers():
+    if docker_answers():
         os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # read when testcontainers is imported; its image may be out of reach
         from testcontainers.community.redis import RedisContainer
 

@@ -27,7 +27,7 @@ MODEL = ROOT / "models" / "household.gguf"
 MODEL_DIRECTORY = ROOT / "models" / "household"
 DATA = MODEL_DIRECTORY / "data.json"
 PATIENCE_S = 120.0
-"""Nothing takes nearly as long, but a machine may be slow or busy with something else; pytest ends a test after 300 s."""
+"""Nothing takes nearly as long, but a machine may be slow or busy with something else; pytest ends a test after 600 s."""
 GROUP = "routers"
 
 T = TypeVar("T")

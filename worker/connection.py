@@ -43,6 +43,8 @@ class Address:
     """What the sentinels call it; empty if there are none."""
     url: str
     """For the first node alone, as redis-py reads it. Holds the password."""
+    options: Mapping[str, Any]
+    """What redis-py makes of that."""
     shown: str
     """Without user, password and options: for people."""
 
@@ -63,11 +65,11 @@ def parse(url: str) -> Address:
         path = parts.path if base == "unix" else "/" + "/".join(names)
         query = f"?{parts.query}" if parts.query else ""
         plain = f"{base}://{user}{at}{hosts.split(',')[0]}{path}{query}"
-        parse_url(plain)
+        options: Mapping[str, Any] = parse_url(plain)
     except ValueError as error:
         raise SettingsError(f"POINTSMAN_REDIS_URL is not a Redis URL: {error}") from error
     shown = parts.path if base == "unix" else hosts + (f" (master {master})" if kind == "sentinel" else "")
-    return Address(cast("Any", kind or "single"), base == "rediss", nodes, master, plain, shown)
+    return Address(cast("Any", kind or "single"), base == "rediss", nodes, master, plain, options, shown)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -97,7 +99,7 @@ def connect(settings: Settings) -> Redis:
         SettingsError: the URL is malformed, or has options that cannot be.
     """
     address = parse(settings.redis_url.get_secret_value())
-    _check_options(parse_url(address.url))
+    _check_options(address.options)
     patience: dict[str, Any] = {
         "socket_timeout": settings.redis_timeout_s,
         "socket_connect_timeout": settings.redis_timeout_s,
@@ -106,9 +108,7 @@ def connect(settings: Settings) -> Redis:
     once = Retry(NoBackoff(), 0)
     if address.kind == "single":
         return Redis.from_url(address.url, retry=once, **patience)
-    options: dict[str, Any] = {
-        name: value for name, value in parse_url(address.url).items() if name not in ("host", "port", "connection_class")
-    }
+    options: dict[str, Any] = {name: value for name, value in address.options.items() if name not in ("host", "port", "connection_class")}
     options |= patience | ({"ssl": True} if address.tls else {})
     if address.kind == "sentinel":
         sentinel: Any = Sentinel(address.nodes, sentinel_kwargs=_for_sentinels(options), retry=once, **options)  # type: ignore[no-untyped-call]
@@ -143,7 +143,7 @@ def make_broker(settings: Settings) -> RedisBroker:
         address.url.replace("rediss://", "redis://", 1),
         sentinels=address.nodes,
         sentinel_master_name=address.master,
-        sentinel_kwargs=_for_sentinels(dict(parse_url(address.url)) | timeouts | tls),
+        sentinel_kwargs=_for_sentinels(dict(address.options) | timeouts | tls),
         **common,
         **tls,
     )

@@ -46,8 +46,6 @@ if #redis.call("XPENDING", KEYS[1], ARGV[1], "-", "+", 1, ARGV[2]) == 0 then
 end
 return -1
 """
-
-
 _FORGET = """
 local gone = 0
 for _, row in ipairs(redis.call("XINFO", "CONSUMERS", KEYS[1], ARGV[1])) do

@@ -67,7 +67,7 @@ class Upkeep:
                     problem = _why_it_ended(reader)
                     await reader.stop()
                     await reader.start()
-            except (*REDIS_ERRORS, TimeoutError) as error:
+            except REDIS_ERRORS as error:
                 problem = str(error)
                 progress.excuse()
             told = _tell(problem, told)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
 from tests.conftest import StartWorker
+from tests.faults.parts import held, to
 from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, wait_for
 from worker import recovery
 from worker.delivery import Delivered, Delivery, Duplicate, refusal_code
 from worker.errors import NotDelivered
-from worker.messages import Entry, Outgoing
+
+TEXTS = ("query 0", "query 1", "query 2", "query 3")
 
 ONLY_RELEASED = {"claim_after_s": 600, "claim_every_s": 0.2}
 """Settings with which nothing but a released entry is claimed within a test."""
@@ -78,8 +79,8 @@ def test_a_stuck_models_entries_are_claimed_and_its_worker_asks_for_a_restart(st
 
 async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(client: AsyncRedis, queue: Queue) -> None:
     key, delivery = queue.streams.queries, Delivery(client, queue.streams, GROUP, "keep")
-    entries = await _read(client, queue, count=4)
-    await delivery.deliver([_to(queue, entry) for entry in (entries[0], entries[2])])
+    entries = await held(client, queue, *TEXTS[:4])
+    await delivery.deliver([to(queue, entry) for entry in (entries[0], entries[2])])
     known = await recovery.backlog(client, key, GROUP)
     assert known is not None
     await client.xgroup_destroy(key, GROUP)
@@ -87,14 +88,14 @@ async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(c
     assert await recovery.make_group(client, key, GROUP, known.resume_from) == known.resume_from
     ((_, rows),) = await client.xreadgroup(GROUP, "me", {key: ">"})
     assert [entry_id.decode() for entry_id, _ in rows] == [entry.id for entry in entries[1:]]
-    await delivery.deliver([_to(queue, entry) for entry in entries[1:]])
+    await delivery.deliver([to(queue, entry) for entry in entries[1:]])
     after = await recovery.backlog(client, key, GROUP)
     assert after is not None
     assert (after.pending, after.resume_from) == (0, entries[3].id)
 
 
 async def test_keeping_entries_fresh_takes_none_that_another_has_claimed(client: AsyncRedis, queue: Queue) -> None:
-    mine, lost = await _read(client, queue, count=2)
+    mine, lost = await held(client, queue, *TEXTS[:2])
     key = queue.streams.queries
     await client.xclaim(key, GROUP, "other", min_idle_time=0, message_ids=[lost.id], idle=600_000)
     await client.xclaim(key, GROUP, "me", min_idle_time=0, message_ids=[mine.id], idle=600_000, justid=True)
@@ -204,45 +205,25 @@ def test_an_entry_delivered_too_often_goes_to_the_dead_stream(start_worker: Star
     assert worker.metrics()['pointsman_dead_total{reason="poison"}'] == 1
 
 
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    client = AsyncRedis.from_url(redis_url)
-    yield client
-    await client.aclose()
-
-
-async def _read(client: AsyncRedis, queue: Queue, *, count: int) -> list[Entry]:
-    """Entries as a worker holds them: read by the group, pending."""
-    await client.xgroup_create(queue.streams.queries, GROUP, id="0", mkstream=True)
-    for number in range(count):
-        await client.xadd(queue.streams.queries, {"text": f"query {number}"})
-    ((_, rows),) = await client.xreadgroup(GROUP, "me", {queue.streams.queries: ">"})
-    return [Entry(entry_id.decode(), fields) for entry_id, fields in rows]
-
-
-def _to(queue: Queue, entry: Entry, label: str = "pool") -> Outgoing:
-    return Outgoing(entry, queue.streams.topic(label), {**entry.fields, b"pointsman.id": entry.id.encode()})
-
-
 async def test_delivery_publishes_and_acknowledges_in_one_step(client: AsyncRedis, queue: Queue) -> None:
-    entries = await _read(client, queue, count=3)
-    results = await Delivery(client, queue.streams, GROUP, "keep").deliver([_to(queue, entry) for entry in entries])
+    entries = await held(client, queue, *TEXTS[:3])
+    results = await Delivery(client, queue.streams, GROUP, "keep").deliver([to(queue, entry) for entry in entries])
     assert all(isinstance(result, Delivered) for result in results)
     queue.assert_each_once([entry.id for entry in entries])
     assert len(queue.read(queue.streams.queries)) == 3, "retention `keep` leaves the entries in the stream"
 
 
 async def test_delivery_with_retention_delete_removes_the_entry(client: AsyncRedis, queue: Queue) -> None:
-    entries = await _read(client, queue, count=2)
-    await Delivery(client, queue.streams, GROUP, "delete").deliver([_to(queue, entries[0])])
+    entries = await held(client, queue, *TEXTS[:2])
+    await Delivery(client, queue.streams, GROUP, "delete").deliver([to(queue, entries[0])])
     assert [entry_id for entry_id, _ in queue.read(queue.streams.queries)] == [entries[1].id]
 
 
 async def test_an_entry_that_is_not_pending_is_not_published(client: AsyncRedis, queue: Queue) -> None:
-    one, two = await _read(client, queue, count=2)
+    one, two = await held(client, queue, *TEXTS[:2])
     delivery = Delivery(client, queue.streams, GROUP, "keep")
-    await delivery.deliver([_to(queue, one)])
-    results = await delivery.deliver([_to(queue, one, "fence"), _to(queue, two)])
+    await delivery.deliver([to(queue, one)])
+    results = await delivery.deliver([to(queue, one, label="fence"), to(queue, two)])
     assert isinstance(results[0], Duplicate)
     assert isinstance(results[1], Delivered)
     assert {stream for stream, _ in queue.arrived()[one.id]} == {queue.streams.topic("pool")}
@@ -250,9 +231,9 @@ async def test_an_entry_that_is_not_pending_is_not_published(client: AsyncRedis,
 
 
 async def test_an_entry_that_redis_refuses_stays_pending_and_its_neighbours_go(client: AsyncRedis, queue: Queue) -> None:
-    entries = await _read(client, queue, count=3)
+    entries = await held(client, queue, *TEXTS[:3])
     await client.set(queue.streams.topic("fence"), "not a stream")
-    batch = [_to(queue, entries[0]), _to(queue, entries[1], "fence"), _to(queue, entries[2])]
+    batch = [to(queue, entries[0]), to(queue, entries[1], label="fence"), to(queue, entries[2])]
     results = await Delivery(client, queue.streams, GROUP, "keep").deliver(batch)
     assert [type(result) for result in results] == [Delivered, NotDelivered, Delivered]
     assert "WRONGTYPE" in str(results[1])
@@ -260,23 +241,23 @@ async def test_an_entry_that_redis_refuses_stays_pending_and_its_neighbours_go(c
 
 
 async def test_delivery_to_a_group_that_is_gone_publishes_nothing(client: AsyncRedis, queue: Queue) -> None:
-    entries = await _read(client, queue, count=1)
+    entries = await held(client, queue, *TEXTS[:1])
     await client.xgroup_destroy(queue.streams.queries, GROUP)
-    results = await Delivery(client, queue.streams, GROUP, "keep").deliver([_to(queue, entries[0])])
+    results = await Delivery(client, queue.streams, GROUP, "keep").deliver([to(queue, entries[0])])
     assert [type(result) for result in results] == [Duplicate]
     assert queue.outputs() == {}
 
 
 async def test_out_of_memory_leaves_every_entry_pending(own_redis: RedisServer, own_queue: Queue) -> None:
     client = AsyncRedis.from_url(own_redis.url)
-    entries = await _read(client, own_queue, count=2)
+    entries = await held(client, own_queue, *TEXTS[:2])
     delivery = Delivery(client, own_queue.streams, GROUP, "keep")
     await client.config_set("maxmemory", "1")
     with pytest.raises(RedisError) as refused:
-        await delivery.deliver([_to(own_queue, entry) for entry in entries])
+        await delivery.deliver([to(own_queue, entry) for entry in entries])
     assert refusal_code(refused.value) == "OOM"
     assert own_queue.pending() == 2
     assert own_queue.arrived() == {}
     await client.config_set("maxmemory", "0")
-    assert all(isinstance(result, Delivered) for result in await delivery.deliver([_to(own_queue, entry) for entry in entries]))
+    assert all(isinstance(result, Delivered) for result in await delivery.deliver([to(own_queue, entry) for entry in entries]))
     await client.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +12,11 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
 from tests.conftest import StartWorker
+from tests.faults.parts import held, to
 from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, WorkerProcess, wait_for
 from worker import recovery
 from worker.delivery import Delivered, Delivery, Duplicate, Repeated, Result
 from worker.errors import NotDelivered
-from worker.messages import Entry, Outgoing
 
 REFUSED = "Redis does not take results, trying again"
 TAKEN = "Redis takes results again"
@@ -226,26 +226,6 @@ def test_a_message_that_is_sent_twice_is_published_once(start: Start, own_queue:
 
 
 # What follows needs no worker: the delivery script alone, entry by entry.
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[AsyncRedis]:
-    client = AsyncRedis.from_url(redis_url)
-    yield client
-    await client.aclose()
-
-
-async def held(client: AsyncRedis, queue: Queue, *texts: str) -> list[Entry]:
-    """Entries as a worker holds them: read by the group, pending."""
-    await client.xgroup_create(queue.streams.queries, GROUP, id="0", mkstream=True)
-    for text in texts:
-        await client.xadd(queue.streams.queries, {"text": text})
-    ((_, rows),) = await client.xreadgroup(GROUP, "me", {queue.streams.queries: ">"})
-    return [Entry(entry_id.decode(), fields) for entry_id, fields in rows]
-
-
-def to(queue: Queue, entry: Entry, message_id: bytes = b"", stream: str | None = None) -> Outgoing:
-    return Outgoing(entry, stream or queue.streams.topic("pool"), {b"pointsman.id": entry.id.encode()}, message_id)
 
 
 def kinds(results: list[Result]) -> list[type[Result]]:

@@ -22,7 +22,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
-from tests.conftest import StartWorker, _docker_answers
+from tests.conftest import StartWorker, docker_answers
 from tests.support import GROUP, QUICK_CLAIM, ROOT, Queue, RedisServer, assert_clear_failure, command, wait_for
 from worker.embedded_redis import free_port
 from worker.settings import Settings
@@ -40,7 +40,7 @@ FILES, PORT = "FILES", "PORT"
 
 @pytest.fixture(scope="module")
 def docker() -> bool:
-    return _docker_answers()
+    return docker_answers()
 
 
 @contextmanager
