@@ -36,11 +36,18 @@ SplitName = Annotated[
 
 
 @app.command()
-def run(recipe: Annotated[Path, typer.Argument(help="A recipe, such as trainer/recipes/household-smollm2.yaml.")]) -> None:
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as trainer/recipes/household-smollm2.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Instead of the recipe's data.", show_default=False)] = None,
+    validation: Annotated[Path | None, typer.Option(help="Instead of the recipe's validation file.", show_default=False)] = None,
+    test: Annotated[Path | None, typer.Option(help="Instead of the recipe's test file.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Instead of the recipe's output directory.", show_default=False)] = None,
+) -> None:
     """Train the model that a recipe describes and build its GGUF."""
     from trainer import pipeline  # needs the training libraries, which building and splitting do not
 
-    loaded = load_recipe(recipe)
+    given = {"data": data, "validation": validation, "test": test, "output": output}
+    loaded = load_recipe(recipe, {name: path for name, path in given.items() if path is not None})
     with _progress("training") as bar:
         task = bar.add_task("training", total=None)
 
@@ -51,8 +58,8 @@ def run(recipe: Annotated[Path, typer.Argument(help="A recipe, such as trainer/r
                 console.print(f"{shown}, step {done} of {total}")
 
         metadata = pipeline.run(loaded, console.print, step)
-    test = metadata["evaluation"]["test"]
-    console.print(f"[bold]{building.model_file_of(loaded.output)}[/]: test accuracy {test['accuracy']:.4f} of {test['n']}")
+    part, figures = list(metadata["evaluation"].items())[-1]
+    console.print(f"[bold]{building.model_file_of(loaded.output)}[/]: {part} accuracy {figures['accuracy']:.4f} of {figures['n']}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer import build, dataset, evaluate
 from trainer.dataset import Example
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, with_labels_of
 from worker.classifier import Classifier
 from worker.classifier.calibration import fit_temperature
 from worker.classifier.labels import choose_codes
@@ -34,14 +34,8 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     from trainer import sft  # torch takes seconds to import, and only training needs it
 
     started = time.monotonic()
-    examples = dataset.load_examples(recipe.data)
-    dataset.check_labels(examples, recipe.labels)
-    parts = dataset.split(examples, **recipe.split.model_dump())
-    if recipe.train_only is not None:
-        more = _train_only(recipe, recipe.train_only, parts, say)
-        parts["train"] += more
-        examples = [*examples, *more]
-    say(f"data      {len(examples)} examples: " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS))
+    recipe, parts = _parts(recipe, say)
+    say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
 
     base = recipe.base.path()
     vocabulary = load(base, vocab_only=True)
@@ -55,7 +49,7 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], code_ids, adapter_path, training_progress)
     say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
 
-    metadata = _metadata(recipe, codes, examples, log)
+    metadata = _metadata(recipe, codes, parts, log)
     metadata = _measure(recipe, base, metadata, parts, say)
     metadata["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
     _write_json(recipe.output / build.METADATA_FILE, metadata)
@@ -64,6 +58,22 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     Classifier.open(model_path).close()
     say(f"built     {model_path}, version {metadata['training']['version']}, self-check passed")
     return metadata
+
+
+def _parts(recipe: Recipe, say: Say) -> tuple[Recipe, dict[dataset.Part, list[Example]]]:
+    """All examples of the recipe's files by part, and the recipe with the labels that they have."""
+    examples = dataset.load_examples(recipe.data)
+    recipe = with_labels_of(recipe, (example.label for example in examples))
+    dataset.check_labels(examples, recipe.labels)
+    parts = dataset.split(examples, **recipe.split.model_dump())
+    files: dict[dataset.Part, Path | None] = {"validation": recipe.validation, "test": recipe.test}
+    for part, path in files.items():
+        if path is not None:
+            parts[part] = dataset.load_examples(path)
+            dataset.check_labels(parts[part], recipe.labels)
+    if recipe.train_only is not None:
+        parts["train"] += _train_only(recipe, recipe.train_only, parts, say)
+    return recipe, parts
 
 
 def _train_only(recipe: Recipe, path: Path, parts: dict[dataset.Part, list[Example]], say: Say) -> list[Example]:
@@ -90,7 +100,7 @@ def _tokens(recipe: Recipe, vocabulary: LoadedModel, code_ids: Sequence[int], ex
     return [TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, answer[example.label]) for example in examples]
 
 
-def _metadata(recipe: Recipe, codes: Sequence[str], examples: Sequence[Example], log: Any) -> dict[str, Any]:
+def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, list[Example]], log: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "labels": {
@@ -112,7 +122,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], examples: Sequence[Example],
             "base_package": recipe.base.package,
             "base_file": recipe.base.file,
             "recipe": recipe.model_dump(mode="json", include={"training", "split", "review"}),
-            "data_sha256": dataset.fingerprint(examples),
+            "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,
             "losses": log.losses,
             "eval_losses": log.eval_losses,
@@ -150,7 +160,7 @@ def _measure(recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[d
         metadata["training"]["version"] = build.content_version(recipe.output / build.ADAPTER_FILE, metadata)
         build.build(base, adapter, metadata, draft)
         classifier = Classifier.open(draft)
-        for part in ("validation", "test"):
+        for part in (part for part in ("validation", "test") if parts[part]):
             figures = evaluate.evaluate(classifier, parts[part], evaluate.decide(classifier, parts[part]))
             metadata["evaluation"][part] = figures.as_dict()
             say(f"evaluate  {part}: accuracy {figures.accuracy:.4f}, macro-F1 {figures.macro_f1:.4f}, ECE {figures.ece:.4f}")

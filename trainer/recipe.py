@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -47,11 +48,11 @@ class PromptText(_Section):
 
 
 class Split(_Section):
-    """Shares of the data held out; the rest is trained on."""
+    """Shares of the data held out; the rest is trained on. 0 for a part that has a file of its own."""
 
     seed: int
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
-    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
+    validation: Annotated[float, Field(ge=0, lt=0.5)] = 0.15
+    test: Annotated[float, Field(ge=0, lt=0.5)] = 0.15
 
 
 class Training(_Section):
@@ -87,9 +88,13 @@ class Recipe(_Section):
     data: Path
     train_only: Path | None = None
     """Further examples to train on, never to measure with: generated ones, say, or harder ones than users send."""
+    validation: Path | None = None
+    """Examples to choose and calibrate by, where they are not cut from `data`."""
+    test: Path | None = None
+    """Examples for the final figure, where they are not cut from `data`: a public data set's official test file."""
     output: Path
-    labels: dict[str, str]
-    """Name -> what it covers."""
+    labels: dict[str, str] = {}
+    """Name -> what it covers. Left out: the labels of the data, in alphabetical order."""
     codes: dict[str, str] = {}
     """Name -> the single token that the model answers with; labels left out get an opaque one."""
     out_of_scope: str | None = None
@@ -100,6 +105,8 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Recipe:
+        if not self.labels:
+            return self
         if len(self.labels) < 2:
             raise ValueError("labels: at least two are needed")
         if self.out_of_scope is not None and self.out_of_scope not in self.labels:
@@ -109,9 +116,21 @@ class Recipe(_Section):
             raise ValueError(f"codes: {', '.join(map(repr, strangers))} are not among the labels")
         return self
 
+    @model_validator(mode="after")
+    def _each_part_comes_from_one_place(self) -> Recipe:
+        for part, share in (("validation", self.split.validation), ("test", self.split.test)):
+            if getattr(self, part) is not None and share:
+                raise ValueError(f"split.{part}: must be 0, since {part} names a file of its own")
+        if self.validation is None and not self.split.validation:
+            raise ValueError("split.validation: may be 0 only where validation names a file")
+        return self
 
-def load_recipe(path: Path) -> Recipe:
+
+def load_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Recipe:
     """Read a recipe; its relative paths count from the working directory.
+
+    Args:
+        changes: top-level values to take instead of the file's.
 
     Raises:
         RecipeError: the file is missing, is no YAML, or has any wrong or unknown value.
@@ -122,8 +141,24 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
+    return _checked(values | dict(changes or {}) if isinstance(values, dict) else values, str(path))
+
+
+def with_labels_of(recipe: Recipe, names: Iterable[str]) -> Recipe:
+    """The recipe itself if it lists labels, else with those of its data.
+
+    Raises:
+        RecipeError: out_of_scope or a code belongs to none of them, or there is only one.
+    """
+    if recipe.labels:
+        return recipe
+    values = recipe.model_dump() | {"labels": dict.fromkeys(sorted(set(names)), "")}
+    return _checked(values, f"the recipe {recipe.name}, with the labels of its data,")
+
+
+def _checked(values: object, where: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"{path} has {error.error_count()} problem(s):\n{problems}") from error
+        raise RecipeError(f"{where} has {error.error_count()} problem(s):\n{problems}") from error

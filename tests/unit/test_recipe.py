@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from trainer.dataset import load_examples
-from trainer.recipe import Base, RecipeError, load_recipe
+from trainer.recipe import Base, RecipeError, load_recipe, with_labels_of
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
@@ -52,6 +52,9 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"split": {}}, "split.seed: Field required"),
         ({"labels": {True: "yes", "car": ""}}, "Input should be a valid string"),
         ({"review": {"precision": 1}}, "review.precision"),
+        ({"test": "test.json"}, "split.test: must be 0, since test names a file"),
+        ({"validation": "held.json"}, "split.validation: must be 0, since validation names a file"),
+        ({"split": {"seed": 1, "validation": 0}}, "split.validation: may be 0 only where"),
     ],
 )
 def test_a_wrong_or_unknown_value_is_named_with_its_place(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
@@ -97,7 +100,24 @@ def test_there_are_recipes_to_check() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_valid(path: Path) -> None:
-    assert load_recipe(path).labels
+    assert load_recipe(path).name in path.stem
+
+
+def test_values_given_on_the_command_line_take_the_place_of_the_files(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path), {"data": Path("mine.csv")}).data == Path("mine.csv")
+
+
+def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, labels={}, out_of_scope="else"))
+    assert list(with_labels_of(recipe, ["pool", "else", "car", "pool"]).labels) == ["car", "else", "pool"]
+    with pytest.raises(RecipeError, match="'else' is not one of the labels"):
+        with_labels_of(recipe, ["pool", "car"])
+    with pytest.raises(RecipeError, match="at least two"):
+        with_labels_of(load_recipe(written(tmp_path, labels={})), ["pool", "pool"])
+
+
+def test_labels_that_a_recipe_lists_are_kept(tmp_path: Path) -> None:
+    assert set(with_labels_of(load_recipe(written(tmp_path)), ["boat"]).labels) == {"pool", "car"}
 
 
 def test_the_household_recipe_has_exactly_the_labels_of_its_data() -> None:
