@@ -46,7 +46,7 @@ class EngineFigures:
     computed_share: float
     """Tokens that were computed, of all tokens of the texts: the rest was shared or held."""
     forward_pass_s: float
-    """One query alone, the median of its length."""
+    """llama.cpp's own, of one query of median length alone."""
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
     def classify(some: Sequence[str], amount: float) -> Contestant:
         return lambda: (classifier.classify(some), amount)[1]
 
-    alone = sorted(texts, key=lambda text: len(classifier.encode(text).ids))[len(texts) // 2]
+    alone = len(classifier.prefix_ids) + sorted(len(classifier.encode(text).ids) for text in texts)[len(texts) // 2]
     with ExitStack() as stack:
         decode = stack.enter_context(prefill(model, n_gpu_layers))
         complete = stack.enter_context(ordinary(classifier, model, n_gpu_layers))
@@ -77,7 +77,7 @@ def measure(
             "prefill again": decode,
             "unlike": classify(unlike, n_tokens["unlike"]),
             "ordinary": lambda: complete(texts[:ORDINARY_MESSAGES]),
-            "alone": lambda: sum(len(classifier.classify([alone])) for _ in range(8)),
+            "alone": stack.enter_context(prefill(model, n_gpu_layers, alone)),
         }
         if server is not None:
             send = stack.enter_context(llama_server(server, model, classifier.card))
@@ -103,7 +103,7 @@ def measure(
         server_messages_per_s=median(found["server"]) if server else None,
         to_server=ratio(found, "messages", "server") if server else None,
         computed_share=computed / n_tokens["alike"],
-        forward_pass_s=1 / median(found["alone"]),
+        forward_pass_s=alone / median(found["alone"]),
     )
 
 
@@ -114,24 +114,25 @@ def unlike_texts(count: int, seed: int = 0) -> list[str]:
 
 
 @contextmanager
-def prefill(model: Path, n_gpu_layers: int = 0) -> Iterator[Contestant]:
-    """llama.cpp's own full-batch prefill of one long text, with the settings that suit it best."""
+def prefill(model: Path, n_gpu_layers: int = 0, tokens: int = PREFILL_TOKENS) -> Iterator[Contestant]:
+    """llama.cpp's own prefill of one text of so many tokens, a full batch if not said, with the settings that suit it best."""
     loaded = load(model, n_gpu_layers=n_gpu_layers)
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = PREFILL_TOKENS
+    params.n_ctx = params.n_batch = params.n_ubatch = tokens
     params.n_threads = params.n_threads_batch = available_cores()
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     context = llama_cpp.llama_init_from_model(loaded.handle, params)
     source = random.Random(0)
-    ids = (llama_cpp.llama_token * PREFILL_TOKENS)(*(source.randrange(1000, loaded.n_tokens) for _ in range(PREFILL_TOKENS)))
-    batch = llama_cpp.llama_batch_get_one(ids, PREFILL_TOKENS)
+    ids = (llama_cpp.llama_token * tokens)(*(source.randrange(1000, loaded.n_tokens) for _ in range(tokens)))
+    batch = llama_cpp.llama_batch_get_one(ids, tokens)
+    times = max(3, 256 // tokens)
 
     def decode() -> float:
-        for _ in range(3):
+        for _ in range(times):
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
             llama_cpp.llama_decode(context, batch)
             llama_cpp.llama_synchronize(context)
-        return 3 * PREFILL_TOKENS
+        return times * tokens
 
     try:
         yield decode
