@@ -129,6 +129,21 @@ async def test_the_batch_at_work_stays_the_old_models_and_the_next_is_the_new_on
     assert [version for version, model in served.models.items() if not model.closed] == ["third"]
 
 
+async def test_a_batch_that_was_given_to_the_old_model_and_waits_for_its_thread_stays_with_it(served: Served) -> None:
+    def never(texts: Sequence[str]) -> list[Decision]:
+        raise AssertionError("this batch is another model's")
+
+    served.decide["second"] = never
+    go_on = threading.Event()
+    served.executor.submit(go_on.wait, PATIENCE_S)
+    await served.running.pipeline.submit(entries(2))
+    await until(lambda: served.running.pipeline.classifying_for_s > 0)
+    served.publish("second")
+    await served.swapped()
+    go_on.set()
+    assert await served.versions() == ["first"] * 2
+
+
 async def test_a_batch_that_fails_while_the_model_changes_is_tried_again_by_the_new_one(served: Served) -> None:
     at_work, go_on = threading.Event(), threading.Event()
 
@@ -228,11 +243,12 @@ async def test_what_was_read_while_the_file_changed_is_neither_used_nor_refused(
     assert await served.versions() == ["second"]
 
 
-async def test_a_file_that_is_away_is_waited_for(served: Served) -> None:
+async def test_a_file_that_is_away_is_waited_for_and_then_opened_once(served: Served) -> None:
     served.file.unlink()
     await served.look_again()
     served.publish("second")
     await served.swapped()
+    await served.look_again()
     assert served.opened == ["first", "second"]
 
 
