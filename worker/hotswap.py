@@ -76,6 +76,8 @@ class HotSwap:
 
     async def _replace(self, seen: Seen) -> None:
         log.info("opening a new model file", path=str(self._path))
+        if self._standing is not None and seen[:2] == self._standing[:2]:
+            log.warning("the model file was written in place, where the old model is mapped: what that decides now may be wrong")
         started = time.monotonic()
         try:
             model = await self._open(seen)

@@ -227,6 +227,17 @@ async def test_a_file_that_is_still_being_written_is_left_alone(served: Served) 
     assert served.running.count("model_swaps_total", outcome="refused") == 0
 
 
+async def test_a_file_that_is_written_in_place_is_warned_of_and_one_that_takes_its_place_is_not(served: Served) -> None:
+    with capture_logs() as logs:
+        served.publish("second")
+        await served.swapped()
+        assert [line for line in logs if line["log_level"] == "warning"] == []
+        served.file.write_text("a third")
+        await served.swapped(2)
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert "written in place" in line["event"]
+
+
 @pytest.mark.parametrize("half_read", ["halfway", "bad, for it was read halfway"])
 async def test_what_was_read_while_the_file_changed_is_neither_used_nor_refused(served: Served, half_read: str) -> None:
     def replace_it() -> None:
