@@ -9,32 +9,35 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, cast
 
 import structlog
 import uvicorn
 from faststream import AckPolicy, FastStream
 from faststream.asgi import AsgiFastStream, AsyncAPIRoute
+from faststream.asgi.handlers import GetHandler
 from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.annotations import RedisBatchStreamMessage
 from faststream.specification import AsyncAPI
+from faststream.specification.base import SpecificationFactory
 from prometheus_client import make_asgi_app
 
 from worker import __version__, recovery
-from worker.classifier import Classifier, Decision, EngineOptions, ModelCard, tuning
-from worker.classifier.model_file import verify
+from worker.classifier import ModelCard
 from worker.connection import POLLING_S, check_redis, connect, make_broker
 from worker.delivery import Delivery
 from worker.errors import REDIS_ERRORS, Fatal
 from worker.health import Health, endpoint
+from worker.hotswap import HotSwap, look
 from worker.messages import Entry
 from worker.metrics import Metrics
-from worker.pipeline import Limits, Pipeline
-from worker.routing import Streams, check_topics
+from worker.pipeline import Decides, Limits, Pipeline
+from worker.routing import Streams
 from worker.settings import Settings
 from worker.upkeep import Upkeep
 
@@ -49,25 +52,19 @@ class Listening:
     redis_url: str
 
 
-class Decides(Protocol):
-    """What a worker needs of a classifier."""
-
-    @property
-    def card(self) -> ModelCard: ...
-
-    @property
-    def weight_format(self) -> str: ...
-
-    def classify(self, texts: Sequence[str]) -> list[Decision]: ...
-
-
-async def serve(settings: Settings, classifier: Decides, on_listening: Callable[[Listening], None] = lambda _: None) -> None:
+async def serve(
+    settings: Settings, open_model: Callable[[Settings], Decides], on_listening: Callable[[Listening], None] = lambda _: None
+) -> None:
     """Run a worker until SIGTERM or SIGINT, then finish what is in flight.
 
+    Args:
+        open_model: opens the settings' model, at the start and whenever its file was replaced.
+
     Raises:
+        ModelFileError, EngineError: the model cannot be used.
         Fatal: Redis does not let the worker in, the HTTP port is taken, or a part failed for good.
     """
-    worker = Worker(settings, classifier)
+    worker = Worker(settings, open_model)
     with _bind(settings) as http_socket:
         await worker.check_redis()
         config = uvicorn.Config(worker.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
@@ -111,40 +108,17 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def open_classifier(settings: Settings) -> Classifier:
-    """Load the settings' model, check it against its probes, and check that its labels give distinct streams.
-
-    Raises:
-        ModelFileError, EngineError, Fatal: it cannot be used; the message says why.
-    """
-    options = EngineOptions(sequences=settings.batch_size, threads=settings.threads)
-    if settings.model_sha256 is not None:
-        verify(settings.model, settings.model_sha256)
-    path, options = tuning.choose(
-        settings.model, settings.format, settings.cache_dir, options, n_gpu_layers=settings.n_gpu_layers, on_trial=_log_trial
-    )
-    classifier = Classifier.open(path, options=options, max_query_tokens=settings.max_query_tokens, n_gpu_layers=settings.n_gpu_layers)
-    try:
-        check_topics(classifier.card, Streams(settings.namespace))
-    except ValueError as error:
-        classifier.close()
-        raise Fatal(str(error)) from error
-    return classifier
-
-
-def _log_trial(trial: tuning.Trial) -> None:
-    log.info("measured a weight format", what=trial.what, speed=round(trial.ratio, 2), chosen=trial.chosen, note=trial.note)
-
-
 class Worker:
     """Everything that lives while a worker runs."""
 
-    def __init__(self, settings: Settings, classifier: Decides) -> None:
-        self.settings, self.classifier = settings, classifier
+    def __init__(self, settings: Settings, open_model: Callable[[Settings], Decides]) -> None:
+        self.settings = settings
+        seen = look(settings.model)  # before it is opened, so that what comes after is noticed
+        model = open_model(settings)
         self.streams = Streams(settings.namespace)
         self.redis = connect(settings)
         self.metrics = Metrics()
-        self.metrics.model(classifier.card, classifier.weight_format)
+        self.metrics.model(model.card, model.weight_format)
         self.health = Health(
             inference_stuck=lambda: self.pipeline.classifying_for_s > settings.batch_timeout_s,
             held_back=lambda: self.pipeline.held_back > 0,
@@ -154,8 +128,7 @@ class Worker:
         self.on_started: Callable[[], None] = lambda: None
         self._inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.pipeline = Pipeline(
-            classifier.classify,
-            classifier.card,
+            model,
             self.streams,
             Delivery(
                 self.redis,
@@ -177,7 +150,13 @@ class Worker:
             ),
             self._inference_thread,
         )
+        # Nothing is measured beside the work: an untuned file is used as it is.
+        later = settings.model_copy(update={"format": "tuned"}) if settings.format == "auto" else settings
+        self._hotswap = HotSwap(
+            settings.model, seen, partial(open_model, later), self._use, self._inference_thread, self.metrics, settings.model_poll_s
+        )
         self._working: asyncio.Task[None] | None = None
+        self._described: set[str] = set()
         self.broker, self._subscriber = self._make_broker()
         self.app = self._make_app()
 
@@ -219,10 +198,23 @@ class Worker:
                 [Entry(entry_id.decode(), fields) for entry_id, fields in zip(raw["message_ids"], raw["data"], strict=True)]
             )
 
-        names = [self.streams.topic(name) for name in self.classifier.card.labels.names]
-        for name in (*names, self.streams.review, self.streams.dead):
-            broker.publisher(stream=name, title=name, description="The producer's fields and the decision in `pointsman.*` fields.")
+        self._describe(broker, self.pipeline.model.card)
         return broker, subscriber
+
+    def _describe(self, broker: RedisBroker, card: ModelCard) -> None:
+        """The output streams, for /asyncapi. Topics of a model that was replaced stay: their entries are still there."""
+        topics = [self.streams.topic(name) for name in card.labels.names]
+        for name in (*topics, self.streams.review, self.streams.dead):
+            if name not in self._described:
+                broker.publisher(stream=name, title=name, description="The producer's fields and the decision in `pointsman.*` fields.")
+                self._described.add(name)
+
+    def _use(self, model: Decides) -> Decides:
+        """Have another model decide from the next batch on. Returns the one before."""
+        self._describe(self.broker, model.card)
+        self.metrics.model(model.card, model.weight_format)
+        before, self.pipeline.model = self.pipeline.model, model
+        return before
 
     async def _leave_unparsed(self, message: Any) -> RedisBatchStreamMessage:
         """FastStream's own parser decodes a whole batch at once, so one bad entry would fail its neighbours."""
@@ -237,7 +229,7 @@ class Worker:
                 ("/healthz", endpoint(self.health.alive)),
                 ("/readyz", endpoint(self.health.ready)),
             ],
-            asyncapi_path=AsyncAPIRoute("/asyncapi", try_it_out_path=None),  # it could publish, and swaps the broker for a test's
+            asyncapi_path=_Description("/asyncapi", try_it_out_path=None),  # it could publish, and swaps the broker for a test's
         )
 
     @asynccontextmanager
@@ -246,7 +238,9 @@ class Worker:
         await recovery.make_group(self.redis, self.streams.queries, settings.group)
         self._working = asyncio.create_task(self.pipeline.run())
         upkeep = Upkeep(self.redis, self.streams.queries, settings, self.pipeline, self.metrics, self.health)
-        work = (upkeep.watch(self._subscriber, lambda: self.on_started()), upkeep.claim(), upkeep.keep_fresh())
+        work = [upkeep.watch(self._subscriber, lambda: self.on_started()), upkeep.claim(), upkeep.keep_fresh()]
+        if settings.model_poll_s:
+            work.append(self._hotswap.watch())
         background = [asyncio.create_task(one) for one in work]
         for task in (self._working, *background):
             task.add_done_callback(self._part_ended)
@@ -287,6 +281,16 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=0.1)
+
+
+class _Description(AsyncAPIRoute):
+    """FastStream keeps its page as it first was; this one is made at each request, since a new model may have other topics."""
+
+    def __call__(self, schema: SpecificationFactory) -> GetHandler:
+        make = super().__call__
+        handler = make(schema)
+        handler.func = lambda scope: make(schema).func(scope)
+        return handler
 
 
 async def _leave_undecoded(_message: Any) -> None:

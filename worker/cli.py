@@ -22,7 +22,7 @@ from rich.text import Text
 
 from worker import __version__
 from worker import doctor as diagnosis
-from worker.app import Listening, open_classifier, serve
+from worker.app import Listening, serve
 from worker.bench import report as benchmark
 from worker.classifier import Decision, EngineError, EngineOptions, ModelFileError, tuning
 from worker.connection import check_redis, connect
@@ -33,6 +33,7 @@ from worker.embedded_redis import embedded_redis
 from worker.errors import REDIS_ERRORS, Fatal
 from worker.follow import Followed, follow
 from worker.logs import configure
+from worker.model import open_classifier
 from worker.routing import Streams
 from worker.settings import load_settings
 
@@ -82,9 +83,8 @@ def run(
         if embedded or settings.embedded_redis:
             url = stack.enter_context(embedded_redis(settings.embedded_redis or EMBEDDED_DIRECTORY))
             settings = load_settings(model=model, redis_url=url, namespace=namespace, http_port=http_port)
-        classifier = open_classifier(settings)
         announce = _announce_with_commands if embedded or settings.embedded_redis else _announce
-        uvloop.run(serve(settings, classifier, announce))
+        uvloop.run(serve(settings, open_classifier, announce))
 
 
 def _announce(at: Listening) -> None:

@@ -11,12 +11,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from worker.app import open_classifier
 from worker.classifier import EngineError, ModelFileError, tuning
 from worker.classifier.cores import available_cores
 from worker.classifier.engine import backend, system_info
 from worker.connection import check_redis, connect, parse
 from worker.errors import REDIS_ERRORS, Fatal
+from worker.model import open_classifier
 from worker.recovery import backlog
 from worker.routing import Streams
 from worker.settings import PREFIX, Settings

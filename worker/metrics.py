@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from worker.classifier import Decision, ModelCard
@@ -63,6 +65,14 @@ class Metrics:
         self._lag = Gauge("pointsman_stream_lag", "Entries not yet read by the group; NaN where Redis cannot say", registry=registry)
         self._pending = Gauge("pointsman_pending", "Entries read by the group and not yet acknowledged", registry=registry)
         self._model = Info("pointsman_model", "The model that decides", registry=registry)
+        self._model_files = Counter(
+            "pointsman_model_swaps",
+            "New model files that came while the worker ran, by outcome (swapped, refused)",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("swapped", "refused"):
+            self._model_files.labels(outcome)
 
     def stage(self, stage: str, seconds: float) -> None:
         self._stage.labels(stage).observe(seconds)
@@ -108,3 +118,6 @@ class Metrics:
 
     def model(self, card: ModelCard, weight_format: str) -> None:
         self._model.info({"name": card.name, "version": card.version, "base": card.base, "format": weight_format})
+
+    def model_file(self, outcome: Literal["swapped", "refused"]) -> None:
+        self._model_files.labels(outcome).inc()

@@ -11,9 +11,10 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -42,20 +43,35 @@ class Limits:
     """Where producers name their messages, if repeated ones are to be dropped."""
 
 
+class Decides(Protocol):
+    """What a worker needs of a classifier."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def weight_format(self) -> str: ...
+
+    def classify(self, texts: Sequence[str]) -> list[Decision]: ...
+
+    def close(self) -> None: ...
+
+
 class Pipeline:
     """Entries in, published entries out. One event loop owns it."""
 
     def __init__(
         self,
-        classify: Callable[[Sequence[str]], list[Decision]],
-        card: ModelCard,
+        model: Decides,
         streams: Streams,
         delivery: Delivery,
         metrics: Metrics,
         limits: Limits,
         inference_thread: Executor,
     ) -> None:
-        self._classify, self._card, self._streams = classify, card, streams
+        self.model = model
+        """Has the next call. It may be replaced at any time; once it is, the inference thread is given nothing more for the one before."""
+        self._streams = streams
         self._delivery, self._metrics, self._limits = delivery, metrics, limits
         self._inference_thread = inference_thread
         self._waiting: deque[tuple[Entry, float]] = deque()
@@ -149,10 +165,10 @@ class Pipeline:
                 self._metrics.rejected(reject.reason)
                 log.warning("entry rejected", entry=entry.id, reason=reject.reason, detail=reject.detail)
                 outgoing.append(Outgoing(entry, self._streams.dead, dead_fields(entry, reject)))
-        for query, decision in await self._classify_all(queries):
-            destination = route(decision, self._card, self._streams)
+        for query, decision, card in await self._classify_all(queries):
+            destination = route(decision, card, self._streams)
             self._metrics.decided(decision, destination.outcome)
-            fields = routed_fields(query.entry, decision, self._card.version)
+            fields = routed_fields(query.entry, decision, card.version)
             outgoing.append(Outgoing(query.entry, destination.stream, fields, query.message_id))
         return outgoing
 
@@ -161,16 +177,20 @@ class Pipeline:
             raise Reject("poison", f"delivered {entry.deliveries - 1} times and never finished")
         return parse(entry, max_text_bytes=self._limits.max_text_bytes, message_id_field=self._limits.message_id_field)
 
-    async def _classify_all(self, queries: Sequence[Query]) -> list[tuple[Query, Decision]]:
-        """Classify on the inference thread. A batch that fails is tried one by one; what fails again stays pending."""
+    async def _classify_all(self, queries: Sequence[Query]) -> list[tuple[Query, Decision, ModelCard]]:
+        """Classify on the inference thread; each decision comes with the card of the model that made it.
+
+        A batch that fails is tried one by one; what fails again stays pending.
+        """
         if not queries:
             return []
         self._metrics.batch(len(queries))
         started = self._classifying_since = time.perf_counter()
         loop = asyncio.get_running_loop()
+        model = self.model
         try:
             texts = [query.text for query in queries]
-            decisions = await loop.run_in_executor(self._inference_thread, self._classify, texts)
+            decisions = await loop.run_in_executor(self._inference_thread, model.classify, texts)
             self._classifying_since = None
         except Exception:
             self._classifying_since = None
@@ -179,9 +199,9 @@ class Pipeline:
                 self._metrics.failed()
                 await self._leave_pending([queries[0].entry.id])
                 return []
-            return [pair for query in queries for pair in await self._classify_all([query])]
+            return [decided for query in queries for decided in await self._classify_all([query])]
         self._metrics.stage("classify", time.perf_counter() - started)
-        return list(zip(queries, decisions, strict=True))
+        return [(query, decision, model.card) for query, decision in zip(queries, decisions, strict=True)]
 
     async def _deliver(self, batch: Sequence[Outgoing], tasks: asyncio.TaskGroup) -> None:
         """Hand over once. What Redis cannot take for now is tried again beside the batches that follow."""

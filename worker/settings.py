@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     redis_timeout_s: Annotated[float, Field(gt=0, description="Longest wait for a connection or an answer")] = 5.0
     model: Annotated[Path, Field(description="The Pointsman GGUF")] = Path("models/household.gguf")
     model_sha256: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{64}$", description="Refuse the model unless it has this hash")] = None
+    model_poll_s: Annotated[float, Field(ge=0, description="How often to look whether the model file was replaced; 0 for never")] = 1.0
     format: Annotated[
         str,
         Field(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from worker.classifier import Decision, ModelCard
 from worker.classifier.calibration import Calibration
 from worker.classifier.labels import Label, LabelSet
@@ -28,3 +30,22 @@ def a_card(*names: str) -> ModelCard:
 
 def a_decision(label: str = "pool", confidence: float = 0.9, *, tokens: int = 5, truncated: bool = False) -> Decision:
     return Decision(label, confidence, {label: confidence}, tokens, truncated)
+
+
+class StandIn:
+    """A model that decides as it is told. Like a real one it must not be used once it is closed."""
+
+    weight_format = "none"
+
+    def __init__(self, decide: Callable[[Sequence[str]], list[Decision]], card: ModelCard | None = None) -> None:
+        self.card = card or a_card()
+        self.closed = False
+        self._decide = decide
+
+    def classify(self, texts: Sequence[str]) -> list[Decision]:
+        assert not self.closed, "used after it was closed"
+        return self._decide(texts)
+
+    def close(self) -> None:
+        assert not self.closed, "closed twice"
+        self.closed = True

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,16 @@ def test_every_series_begins_with_the_prefix_and_says_what_it_is(metrics: Metric
     families = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]  # prometheus-client's own
     assert len(families) >= 16
     assert [family.name for family in families if not family.name.startswith("pointsman_") or not family.documentation] == []
+
+
+def test_a_model_takes_the_place_of_the_one_before_it(metrics: Metrics) -> None:
+    metrics.model(a_card(), "BF16")
+    metrics.model(replace(a_card(), version="second"), "Q8_0")
+    (family,) = [family for family in metrics.registry.collect() if family.name == "pointsman_model"]
+    assert [sample.labels["version"] for sample in family.samples] == ["second"]
+
+
+def test_the_outcomes_of_model_files_are_there_before_the_first(metrics: Metrics) -> None:
+    metrics.model_file("refused")
+    assert value(metrics, "model_swaps_total", outcome="refused") == 1
+    assert value(metrics, "model_swaps_total", outcome="swapped") == 0

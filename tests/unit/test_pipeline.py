@@ -8,14 +8,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
-from tests.unit.parts import a_card, a_decision
+from tests.unit.parts import StandIn, a_card, a_decision
 from worker import pipeline as module
 from worker.classifier import Decision
+from worker.classifier.calibration import Calibration
 from worker.delivery import Delivered, Duplicate, Repeated, Result
 from worker.errors import NotDelivered
 from worker.messages import Entry, Outgoing
@@ -79,7 +81,7 @@ class Running:
 
     def __init__(self, classify: Classify, limits: Limits, executor: ThreadPoolExecutor) -> None:
         self.delivery, self.metrics = FakeDelivery(), Metrics()
-        self.pipeline = Pipeline(classify, a_card(), Streams("ns"), self.delivery, self.metrics, limits, executor)  # type: ignore[arg-type]
+        self.pipeline = Pipeline(StandIn(classify), Streams("ns"), self.delivery, self.metrics, limits, executor)  # type: ignore[arg-type]
         self.task = asyncio.create_task(self.pipeline.run())
 
     async def finish(self) -> list[Outgoing]:
@@ -153,6 +155,19 @@ async def test_every_entry_is_delivered_once_and_in_order(start: Start, sizes: l
     assert ids(taken) == ids([Outgoing(entry, "", {}) for entry in entries(sum(sizes))])
     assert {one.stream for one in taken} == {"ns:topic:pool"}
     assert running.count("published_total") == sum(sizes)
+
+
+async def test_each_decision_goes_by_the_labels_and_thresholds_of_the_model_that_made_it(start: Start) -> None:
+    """`dog` is a topic of the second model alone, which wants to be surer than the first and is called otherwise."""
+    running = await start()
+    await running.pipeline.submit(entries(2))
+    await until(lambda: len(running.delivery.taken) == 2)
+    card = replace(a_card("dog", "out_of_scope"), version="second", calibration=Calibration(1.0, 0.95, {"dog": 0.99}))
+    running.pipeline.model = StandIn(lambda texts: [a_decision("dog", 0.995 if "3" in text else 0.98) for text in texts], card)
+    await running.pipeline.submit(entries(2, first=3))
+    taken = await running.finish()
+    assert [one.stream for one in taken] == ["ns:topic:pool", "ns:topic:pool", "ns:topic:dog", "ns:review"]
+    assert [one.fields[b"pointsman.model"] for one in taken] == [b"abc123", b"abc123", b"second", b"second"]
 
 
 async def test_a_batch_of_long_queries_is_cut_at_the_token_budget_and_one_too_long_goes_alone(start: Start) -> None:

@@ -17,6 +17,7 @@ STREAMS = Streams("ns")
         ("water heater", 0.75, Destination("ns:review", "review")),
         ("water heater", 0.8, Destination("ns:topic:water-heater", "routed")),
         ("out_of_scope", 1.0, Destination("ns:review", "review")),
+        ("pool", float("nan"), Destination("ns:review", "review")),
     ],
 )
 def test_a_query_goes_to_its_topic_unless_out_of_scope_or_unsure(label: str, confidence: float, destination: Destination) -> None:

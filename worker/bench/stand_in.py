@@ -16,7 +16,7 @@ from worker.app import serve
 from worker.classifier import Decision, ModelCard
 from worker.classifier.model_file import load, parse_card
 from worker.logs import configure
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
 
 
 class StandIn:
@@ -37,14 +37,21 @@ class StandIn:
         self._count += len(texts)
         return [self._decisions[number % len(self._decisions)] for number in range(self._count - len(texts), self._count)]
 
+    def close(self) -> None:
+        pass
+
 
 def main(model: Path, pace_s: float) -> None:
-    loaded = load(model, vocab_only=True)
-    card = parse_card(loaded.metadata, str(model))
-    loaded.close()
-    settings = load_settings()
+    settings = load_settings(model=model)
     configure(settings.log_level, settings.log_format)
-    uvloop.run(serve(settings, StandIn(card, pace_s)))
+
+    def open_stand_in(settings: Settings) -> StandIn:
+        loaded = load(settings.model, vocab_only=True)
+        card = parse_card(loaded.metadata, str(settings.model))
+        loaded.close()
+        return StandIn(card, pace_s)
+
+    uvloop.run(serve(settings, open_stand_in))
 
 
 if __name__ == "__main__":
