@@ -20,7 +20,7 @@ def show(out: Console, name: str, found: Inspection) -> None:
     few = [f"{label} {count}" for label, count in found.few.items()]
     if few:
         shown = ", ".join(few[-2 * _FIRST :]) + (" and more" if len(few) > 2 * _FIRST else "")
-        _figures(out, f"few rows  {len(few)} labels have fewer than {FEW_ROWS}: {shown}")
+        _figures(out, f"few rows  {len(few)} of {len(found.labels)} labels have fewer than {FEW_ROWS}: {shown}")
     tokens = found.tokens
     _figures(
         out,
@@ -28,11 +28,11 @@ def show(out: Console, name: str, found: Inspection) -> None:
         f"{tokens.longest_row}); cut at {tokens.limit}: {len(tokens.cut)}" + _rows(tokens.cut),
     )
     copies = found.copies
-    _pairs(out, "rows repeat an earlier one", copies.duplicates)
-    _pairs(out, "pairs are nearly the same", copies.near_duplicates)
-    _pairs(out, "pairs have the same or nearly the same text under two labels", copies.contradictions)
-    _pairs(out, "rows are, or nearly, in another file", copies.leaks)
-    _heading(out, len(found.suspicious), "labels are suspicious: a classifier that has not seen the row is sure of another")
+    _pairs(out, "rows that repeat an earlier one", copies.duplicates)
+    _pairs(out, "pairs of nearly the same text", copies.near_duplicates)
+    _pairs(out, "pairs of the same or nearly the same text under two labels", copies.contradictions)
+    _pairs(out, "rows that are, or nearly, in another file", copies.leaks)
+    _figures(out, f"suspicious labels, where a classifier that has not seen the row believes in another: {len(found.suspicious)}")
     for doubt in found.suspicious[: 2 * _FIRST]:
         rival = f"{doubt.suggested} {doubt.suggested_probability:.0%} rather than {doubt.place.label} {doubt.probability:.0%}"
         _row(out, f"row {doubt.place.row}: {rival}: {doubt.place.text}")
@@ -46,17 +46,13 @@ def show_dropped(out: Console, target: str, kept: int, dropped: Sequence[Dropped
 
 
 def _pairs(out: Console, what: str, pairs: Sequence[Pair]) -> None:
-    _heading(out, len(pairs), what)
+    _figures(out, f"{what}: {len(pairs)}")
     for pair in pairs[:_FIRST]:
         sign = "=" if pair.exact else "~"
         labels = pair.left.label if pair.left.label == pair.right.label else f"{pair.left.label} / {pair.right.label}"
         second = "" if pair.exact else f" {sign} {pair.right.text}"
         where = f"{pair.right.file} row {pair.right.row}" if pair.right.file else f"row {pair.right.row}"
         _row(out, f"row {pair.left.row} {sign} {where}: {labels}: {pair.left.text}{second}")
-
-
-def _heading(out: Console, count: int, what: str) -> None:
-    _figures(out, f"{count} {what}" + (":" if count else ""))
 
 
 def _rows(numbers: Sequence[int]) -> str:
