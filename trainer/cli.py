@@ -91,10 +91,12 @@ def inspect(
         dataset.check_target(clean, [data, *against])
     rows, others = dataset.load_rows(data), {str(path): dataset.load_rows(path) for path in against}
     with _progress("inspecting") as bar:
-        task = bar.add_task("inspecting", total=None)
-        found = inspection.inspect(
-            rows, others, model or recipe.base.path(), recipe.training.max_query_tokens, lambda what: bar.update(task, description=what)
-        )
+        task = bar.add_task("inspecting", total=len(inspection.STEPS))
+
+        def step(what: str) -> None:
+            bar.update(task, description=what, completed=inspection.STEPS.index(what))
+
+        found = inspection.inspect(rows, others, model or recipe.base.path(), recipe.training.max_query_tokens, step)
     kept, dropped = inspection.clean(rows, found.copies)
     if clean is not None:
         dataset.write_rows(kept, clean)

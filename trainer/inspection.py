@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -234,6 +234,7 @@ class Dropped:
     """A row that a cleaned file does without, and why."""
 
     place: Place
+    kind: Literal["leak", "contradiction", "duplicate"]
     reason: str
 
 
@@ -248,22 +249,22 @@ def clean(rows: Sequence[Row], copies: Copies) -> tuple[list[Row], list[Dropped]
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         votes[_key(row.example.text)][row.example.label] += 1
-    kept, dropped = [], []
+    kept: list[Row] = []
+    dropped: list[Dropped] = []
     for row in rows:
         (label, most), *rest = votes[_key(row.example.text)].most_common(2)
         if row.number in leaks:
             leak = leaks[row.number]
-            reason = f"{'repeats' if leak.exact else 'nearly repeats'} {leak.right.file} row {leak.right.row}"
+            why = f"{'repeats' if leak.exact else 'nearly repeats'} {leak.right.file} row {leak.right.row}"
+            dropped.append(Dropped(_place(row), "leak", why))
         elif rest and rest[0][1] == most:
-            reason = f"the same text is as often {label} as {rest[0][0]}"
+            dropped.append(Dropped(_place(row), "contradiction", f"the same text is as often {label} as {rest[0][0]}"))
         elif row.example.label != label:
-            reason = f"the same text is more often {label}"
+            dropped.append(Dropped(_place(row), "contradiction", f"the same text is more often {label}"))
         elif row.number in earlier:
-            reason = f"repeats row {earlier[row.number]}"
+            dropped.append(Dropped(_place(row), "duplicate", f"repeats row {earlier[row.number]}"))
         else:
             kept.append(row)
-            continue
-        dropped.append(Dropped(_place(row), reason))
     return kept, dropped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -39,10 +40,12 @@ def show(out: Console, name: str, found: Inspection) -> None:
 
 
 def show_dropped(out: Console, target: str, kept: int, dropped: Sequence[Dropped]) -> None:
-    """Print what a cleaned file does without; every row of it, as it is a person who answers for the data."""
-    _figures(out, f"{target}: {kept} rows; {len(dropped)} dropped" + (":" if dropped else ""))
-    for row in dropped:
-        _row(out, f"row {row.place.row} {row.reason}: {row.place.text}")
+    """Print what a cleaned file does without: how many rows for what reason, and the first of each."""
+    _figures(out, f"{target}: {kept} rows; dropped: {len(dropped)}")
+    for kind, count in Counter(row.kind for row in dropped).items():
+        _figures(out, f"dropped, {kind}: {count}")
+        for row in [row for row in dropped if row.kind == kind][:_FIRST]:
+            _row(out, f"row {row.place.row} {row.reason}: {row.place.text}")
 
 
 def _pairs(out: Console, what: str, pairs: Sequence[Pair]) -> None:

@@ -209,13 +209,14 @@ def test_control_characters_of_a_text_do_not_reach_the_terminal() -> None:
     assert "\x1b" not in text
 
 
-def test_every_dropped_row_is_listed_with_its_reason() -> None:
-    rows = rows_of(*((PUMP, "pool") for _ in range(40)))
-    kept, dropped = clean(rows, find_copies(rows, {}))
+def test_dropped_rows_are_counted_by_reason_and_the_first_of_each_are_shown() -> None:
+    rows = rows_of(*((PUMP, "pool") for _ in range(40)), (GATE, "fence"))
+    kept, dropped = clean(rows, find_copies(rows, {"test.json": rows_of((GATE, "fence"))}))
     out = io.StringIO()
     show_dropped(Console(file=out), "clean.json", len(kept), dropped)
-    assert out.getvalue().splitlines()[0] == "clean.json: 1 rows; 39 dropped:"
-    assert out.getvalue().splitlines()[39] == f"  row 40 repeats row 1: {PUMP}"
+    lines = out.getvalue().splitlines()
+    assert lines[:2] == ["clean.json: 1 rows; dropped: 40", "dropped, duplicate: 39"]
+    assert lines[6:] == [f"  row 6 repeats row 1: {PUMP}", "dropped, leak: 1", f"  row 41 repeats test.json row 1: {GATE}"]
 
 
 def test_the_json_form_holds_everything() -> None:
