@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
-DataFile = Annotated[Path, typer.Option(help="A JSON array or JSONL of {instruction, input, output}, or CSV text,label.")]
+_DATA = "A JSON array or JSONL of {instruction, input, output}, CSV text,label, or hf:OWNER/NAME[@REVISION][:SPLIT]."
+DataFile = Annotated[Path, typer.Option(help=_DATA)]
 SplitName = Annotated[
     str, typer.Option(help="all, or train, validation or test: the part of the data in the split that the model was trained by.")
 ]
@@ -60,6 +62,51 @@ def run(
         metadata = pipeline.run(loaded, console.print, step)
     part, figures = list(metadata["evaluation"].items())[-1]
     console.print(f"[bold]{building.model_file_of(loaded.output)}[/]: {part} accuracy {figures['accuracy']:.4f} of {figures['n']}")
+
+
+@app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help=_DATA)],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Data that must hold none of it, such as the test file; may be given again.", show_default=False),
+    ] = None,
+    clean: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the data here (.json, .jsonl, .csv) without copies, contradictions and what --against holds.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A GGUF whose tokens are counted, instead of the household recipe's base.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at data before training: balance, copies, contradictions, leaks, lengths, labels that may be wrong."""
+    from trainer import inspection, inspection_report  # scikit-learn is not needed to build
+
+    recipe = load_recipe(Path(__file__).with_name("recipes") / "household-smollm2.yaml")
+    against = against or []
+    if clean is not None:
+        dataset.check_target(clean, [data, *against])
+    rows, others = dataset.load_rows(data), {str(path): dataset.load_rows(path) for path in against}
+    with _progress("inspecting") as bar:
+        task = bar.add_task("inspecting", total=len(inspection.STEPS))
+
+        def step(what: str) -> None:
+            bar.update(task, description=what, completed=inspection.STEPS.index(what))
+
+        found = inspection.inspect(rows, others, model or recipe.base.path(), recipe.training.max_query_tokens, step)
+    kept, dropped = inspection.clean(rows, found.copies)
+    if clean is not None:
+        dataset.write_rows(kept, clean)
+    if as_json:
+        print(json.dumps(found.as_dict() | ({"dropped": [asdict(row) for row in dropped]} if clean is not None else {})))
+        return
+    out = Console()
+    inspection_report.show(out, str(data), found)
+    if clean is not None:
+        inspection_report.show_dropped(out, str(clean), len(kept), dropped)
 
 
 @app.command()

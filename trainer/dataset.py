@@ -1,4 +1,4 @@
-"""Data files: load, check, find near-duplicates and repeated frames, split without leakage."""
+"""Data: load, check, write, find near-duplicates and repeated frames, split without leakage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,8 @@ Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NEAR_DUPLICATE = 0.6
 """Jaccard similarity of character trigrams from which two texts count as the same."""
+JSON_FIELDS, CSV_FIELDS = ("input", "output"), ("text", "label")
+"""Where a row has its text and its label."""
 _BUCKETS, _ROWS_AT_ONCE = 2048, 256
 
 
@@ -36,38 +38,110 @@ class Example:
     label: str
 
 
-def load_examples(path: Path) -> list[Example]:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An example where it stands in its file, with whatever else stood there."""
+
+    number: int
+    """Counted from 1; in JSONL the line. CSV counts its header."""
+    example: Example
+    fields: Mapping[str, Any]
+
+
+def load_examples(source: Path) -> list[Example]:
+    """The examples of `load_rows`, which tells what it reads and raises."""
+    return [row.example for row in load_rows(source)]
+
+
+def load_rows(source: Path) -> list[Row]:
     """Read a data file: a JSON array or JSONL of {"instruction", "input", "output"}, or CSV with text,label.
+
+    Args:
+        source: the file, or hf:OWNER/NAME[@REVISION][:SPLIT] for a data set of the Hugging Face hub.
 
     Raises:
         DataError: the file cannot be read, or rows are malformed; up to ten are named.
     """
+    from trainer import hub  # which imports this module
+
+    if hub.is_hub_id(source):
+        names, found = CSV_FIELDS, iter(hub.load_rows(source))
+    elif source.suffix == ".csv":
+        names, found = CSV_FIELDS, _csv_rows(_read(source), source)
+    else:
+        names, found = JSON_FIELDS, _json_rows(_read(source), source)
+    rows, problems = [], []
+    for number, fields in found:
+        if not isinstance(fields, dict):
+            problems.append(f"row {number}: not an object but {type(fields).__name__}")
+            continue
+        wrong = [name for name in names if not _is_text(fields.get(name))]
+        if wrong:
+            problems.append(f"row {number}: {', '.join(wrong)} missing, empty or not text")
+        else:
+            rows.append(Row(number, Example(fields[names[0]], fields[names[1]]), fields))
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"{source} has {len(problems)} bad row(s):\n  " + "\n  ".join(problems[:10]) + more)
+    if not rows:
+        raise DataError(f"{source} holds no rows")
+    return rows
+
+
+def check_target(path: Path, sources: Iterable[Path]) -> None:
+    """Raises DataError unless `write_rows` can write this file, and it is none of `sources`."""
+    if path.suffix not in (".json", ".jsonl", ".csv"):
+        raise DataError(f"cannot tell what to write from the name {path}: end it in .json, .jsonl or .csv")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"cannot write {path}: there is no directory {path.parent}")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in sources):
+        raise DataError(f"{path} is among the files that are read: name another to write")
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write a data file, atomically: CSV, JSONL or a JSON array by its suffix.
+
+    All that stood in a row is kept, unless it comes from another kind of file: then text and label alone.
+
+    Raises:
+        DataError: there is nothing to write, or the file cannot be written.
+    """
+    if not rows:
+        raise DataError(f"no row is left to write to {path}")
+    names = CSV_FIELDS if path.suffix == ".csv" else JSON_FIELDS
+    found = [
+        row.fields if row.fields.keys() >= set(names) else dict(zip(names, (row.example.text, row.example.label), strict=True))
+        for row in rows
+    ]
+    if path.suffix == ".csv":
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, [name for name in found[0] if name is not None], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(found)
+        content = buffer.getvalue()
+    else:
+        lines = [json.dumps(fields, ensure_ascii=False) for fields in found]
+        content = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "\n".join(lines) + "\n"
+    partial = path.with_name(path.name + ".partial")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        partial.write_bytes(content.encode("utf-8", errors="backslashreplace"))  # half a surrogate pair becomes its escape in JSON
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    if path.suffix == ".csv":
-        fields, rows = ("text", "label"), _csv_rows(content, path)
-    else:
-        fields, rows = ("input", "output"), _json_rows(content, path)
-    examples, problems = [], []
-    for number, row in rows:
-        if not isinstance(row, dict):
-            problems.append(f"row {number}: not an object but {type(row).__name__}")
-            continue
-        wrong = [name for name in fields if not isinstance(row.get(name), str) or not row[name].strip()]
-        if wrong:
-            problems.append(f"row {number}: {', '.join(wrong)} missing, empty or not text")
-        else:
-            examples.append(Example(row[fields[0]], row[fields[1]]))
-    if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"{path} has {len(problems)} bad row(s):\n  " + "\n  ".join(problems[:10]) + more)
-    if not examples:
-        raise DataError(f"{path} holds no rows")
-    return examples
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it says something and can be written: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _csv_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:

@@ -8,11 +8,27 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer import hub
+from trainer.dataset import DataError
 
 
 class RecipeError(Exception):
     """A recipe that cannot be used; the message lists every problem."""
+
+
+def _source(path: Path) -> Path:
+    if hub.is_hub_id(path):
+        try:
+            hub.parse_hub_id(path)
+        except DataError as error:
+            raise ValueError(error) from error
+    return path
+
+
+Source = Annotated[Path, AfterValidator(_source)]
+"""A data file, or hf:OWNER/NAME[@REVISION][:SPLIT] for a data set of the Hugging Face hub."""
 
 
 class _Section(BaseModel):
@@ -85,12 +101,12 @@ class Recipe(_Section):
 
     name: str
     base: Base
-    data: Path
-    train_only: Path | None = None
+    data: Source
+    train_only: Source | None = None
     """Further examples to train on, never to measure with: generated ones, say, or harder ones than users send."""
-    validation: Path | None = None
+    validation: Source | None = None
     """Examples to choose and calibrate by, where they are not cut from `data`."""
-    test: Path | None = None
+    test: Source | None = None
     """Examples for the final figure, where they are not cut from `data`: a public data set's official test file."""
     output: Path
     labels: dict[str, str] = {}

@@ -72,6 +72,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path, sep
         ("d.json", json.dumps([ROW, 5]), "row 2: not an object but int"),
         ("d.json", json.dumps([{"input": "x"}]), "row 1: output missing"),
         ("d.json", json.dumps([ROW | {"input": " ", "output": 3}]), "row 1: input, output missing"),
+        ("d.json", json.dumps([ROW, ROW | {"input": "half \ud83c"}]), "row 2: input missing, empty or not text"),
         ("d.csv", "text,label\nonly\n", "row 2: label missing"),
         ("d.csv", "text,label\n" + "x" * 200_000 + ",pool\n", "is not CSV"),
     ],

@@ -55,6 +55,8 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"test": "test.json"}, "split.test: must be 0, since test names a file"),
         ({"validation": "held.json"}, "split.validation: must be 0, since validation names a file"),
         ({"split": {"seed": 1, "validation": 0}}, "split.validation: may be 0 only where"),
+        ({"data": "hf:banking77"}, "data: Value error, hf:banking77 names no data set of the Hugging Face hub: write hf:OWNER/NAME"),
+        ({"train_only": "hf:a/b:"}, "train_only: Value error, hf:a/b: names no data set"),
     ],
 )
 def test_a_wrong_or_unknown_value_is_named_with_its_place(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
@@ -105,6 +107,11 @@ def test_a_shipped_recipe_is_valid(path: Path) -> None:
 
 def test_values_given_on_the_command_line_take_the_place_of_the_files(tmp_path: Path) -> None:
     assert load_recipe(written(tmp_path), {"data": Path("mine.csv")}).data == Path("mine.csv")
+
+
+def test_a_data_set_of_the_hub_stands_where_a_file_does(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, data="hf:a/b@v1", test="hf:a/b@v1:test", split={"seed": 1, "test": 0}))
+    assert (str(recipe.data), str(recipe.test)) == ("hf:a/b@v1", "hf:a/b@v1:test")
 
 
 def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:
