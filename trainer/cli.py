@@ -13,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer import build as building
-from trainer import dataset
+from trainer import dataset, lifecycle, publish
 from trainer.build import BuildError
 from trainer.dataset import DataError
-from trainer.recipe import RecipeError, load_recipe
+from trainer.recipe import Base, RecipeError, load_recipe
+from trainer.registry import PublishError
 from worker.classifier import Classifier, ModelFileError
 
 app = typer.Typer(
@@ -26,7 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(lifecycle.app)
 console = Console(stderr=True)
+NOT_PUBLISHED = 3
+"""Exit code of a run whose model the gate refused."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
 DataFile = Annotated[Path, typer.Option(help="A JSON array or JSONL of {instruction, input, output}, or CSV text,label.")]
@@ -42,8 +46,12 @@ def run(
     validation: Annotated[Path | None, typer.Option(help="Instead of the recipe's validation file.", show_default=False)] = None,
     test: Annotated[Path | None, typer.Option(help="Instead of the recipe's test file.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Instead of the recipe's output directory.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Publish the model even if the gate refuses it.")] = False,
 ) -> None:
-    """Train the model that a recipe describes and build its GGUF."""
+    """Train the model that a recipe describes; publish its GGUF unless it is worse than the present one.
+
+    Exit code 3: trained, and not published.
+    """
     from trainer import pipeline  # needs the training libraries, which building and splitting do not
 
     given = {"data": data, "validation": validation, "test": test, "output": output}
@@ -57,27 +65,27 @@ def run(
             if not console.is_terminal and done % max(1, total // 10) == 0:
                 console.print(f"{shown}, step {done} of {total}")
 
-        metadata = pipeline.run(loaded, console.print, step)
-    part, figures = list(metadata["evaluation"].items())[-1]
+        outcome = pipeline.run(loaded, console.print, step, force=force)
+    if not outcome.published:
+        console.print(
+            f"not published: {publish.candidate_file(loaded.output)} is kept until the next run; to publish it all the same: "
+            f"python -m trainer publish {loaded.output}",
+            style="red",
+            soft_wrap=True,
+        )
+        raise typer.Exit(NOT_PUBLISHED)
+    part, figures = list(outcome.metadata["evaluation"].items())[-1]
     console.print(f"[bold]{building.model_file_of(loaded.output)}[/]: {part} accuracy {figures['accuracy']:.4f} of {figures['n']}")
 
 
 @app.command()
 def build(model: Annotated[Path, typer.Argument(help="A model's directory, such as models/household.")]) -> None:
     """Merge base, adapter and metadata into a GGUF beside the directory. Takes seconds, needs no torch."""
-    metadata = building.read_metadata(model)
-    base = _base_of(metadata)
     output = building.model_file_of(model)
     with _progress("merging") as bar:
-        task = bar.add_task(f"merging {base.name} and the adapter")
-        building.build(
-            base,
-            building.read_adapter(model / building.ADAPTER_FILE),
-            metadata,
-            output,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    console.print(f"built {output}, {output.stat().st_size / 1e6:.0f} MB, version {metadata['training']['version']}")
+        task = bar.add_task("merging base and adapter")
+        publish.build_model(model, lambda done, total: bar.update(task, completed=done, total=total))
+    console.print(f"built {output}, {output.stat().st_size / 1e6:.0f} MB, version {publish.version_in_place(model)}")
 
 
 @app.command()
@@ -125,7 +133,7 @@ def baseline(
     dataset.check_labels(examples, card.labels.names)
     with _progress("asking") as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
-        figures = measuring.baseline(card, _base_of({"training": card.training}), examples, lambda: bar.advance(task))
+        figures = measuring.baseline(card, Base.recorded_in(card.training).path(), examples, lambda: bar.advance(task))
     if as_json:
         print(json.dumps(figures))
         return
@@ -202,18 +210,6 @@ def _examples(data: Path, part: str, training: dict[str, Any]) -> list[dataset.E
     raise DataError(f"there is no split {part!r}: use all, train, validation or test")
 
 
-def _base_of(metadata: dict[str, Any]) -> Path:
-    from trainer.recipe import Base
-
-    training = metadata["training"]
-    return Base(
-        name=training["base"],
-        licence=training["base_licence"],
-        package=training["base_package"],
-        file=training["base_file"],
-    ).path()
-
-
 def _summary(figures: dict[str, Any]) -> str:
     return (
         f"{figures['n']} queries, accuracy {figures['accuracy']:.4f}, macro-F1 {figures['macro_f1']:.4f}, "
@@ -237,6 +233,6 @@ def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
     try:
         app()
-    except (RecipeError, DataError, BuildError, ModelFileError) as error:
+    except (RecipeError, DataError, BuildError, PublishError, ModelFileError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

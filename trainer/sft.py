@@ -72,7 +72,6 @@ def train_adapter(
     tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-    work = output.parent / ".training"
     trainer = _CodeTrainer(
         code_ids=code_ids,
         smoothing=settings.label_smoothing,
@@ -89,7 +88,7 @@ def train_adapter(
             task_type="CAUSAL_LM",
         ),
         args=trl.SFTConfig(
-            output_dir=str(work),
+            output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             per_device_eval_batch_size=64,

@@ -1,0 +1,90 @@
+"""The commands around a published model: versions, rollback, publish, harvest. Part of trainer/cli.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trainer import build, publish, registry
+from trainer.registry import Judgement
+
+app = typer.Typer()
+err = Console(stderr=True)
+
+Directory = Annotated[Path, typer.Argument(help="A model's directory, such as models/household.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
+
+
+@app.command()
+def versions(model: Directory, as_json: Json = False) -> None:
+    """List the versions of a model that have been published, and which is in place."""
+    current, known = publish.version_in_place(model), registry.versions(model)
+    if as_json:
+        print(json.dumps({"current": current, "versions": [version.model_dump() for version in known]}))
+        return
+    table = Table(title=f"versions of {model}")
+    for column in ("version", "published", "test accuracy", "gate", "replaced"):
+        table.add_column(column)
+    for version in known:
+        accuracy = "" if version.accuracy is None else f"{version.accuracy:.4f}"
+        judged = "" if version.gate is None else "passed" if version.gate.passed else "refused, published all the same"
+        here = " *" if version.version == current else ""
+        table.add_row(version.version + here, version.published, accuracy, judged, version.replaced or "")
+    Console().print(table)
+    if not known:
+        Console().print(f"none yet: {current or 'nothing'} is in place, and nothing has been published over it")
+
+
+@app.command()
+def rollback(
+    model: Directory, to: Annotated[str | None, typer.Option(help="The version; else the one that the present one replaced.")] = None
+) -> None:
+    """Build an earlier version again from what was kept of it, check it, and put it in place."""
+    before = publish.version_in_place(model)
+    with err.status("building"):
+        entry = publish.rollback(model, to)
+    err.print(f"published {build.model_file_of(model)}, version {entry.version} for {before}")
+
+
+@app.command("publish")
+def publish_command(model: Directory) -> None:
+    """Publish what the last run left unpublished, although the gate refused it."""
+    entry = publish.publish(model, Judgement(passed=False, reasons=("published by hand",)))
+    err.print(f"published {build.model_file_of(model)}, version {entry.version}" + (f" for {entry.replaced}" if entry.replaced else ""))
+
+
+@app.command("harvest")
+def harvest_command(
+    output: Annotated[Path, typer.Option(help="The data file to add to: a JSON array, made if it is not there.")],
+    model: Annotated[Path | None, typer.Option(help="A model's directory: only its labels are taken.", show_default=False)] = None,
+    redis_url: Annotated[str | None, typer.Option(help="Redis (POINTSMAN_REDIS_URL).", show_default=False)] = None,
+    namespace: Annotated[str | None, typer.Option(help="Prefix of all streams (POINTSMAN_NAMESPACE).", show_default=False)] = None,
+    trim: Annotated[bool, typer.Option("--trim", help="Delete what was harvested from the stream.")] = False,
+    show_text: Annotated[bool, typer.Option("--show-text", help="Print texts, which are personal data.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn people's corrections (the stream NAMESPACE:corrections) into examples to train on."""
+    from trainer.harvest import harvest  # Redis is not needed to build
+
+    labels = None if model is None else [label["name"] for label in build.read_metadata(model)["labels"]["labels"]]
+    found = harvest(output, labels, redis_url, namespace, trim=trim)
+    counts = {name: found.changes[name] for name in ("new", "changed", "known")}
+    if as_json:
+        unusable = [asdict(each) for each in found.unusable]
+        for row in unusable if not show_text else ():
+            del row["text"]
+        print(json.dumps(counts | {"unusable": unusable, "trimmed": found.trimmed, "rows": found.rows}))
+        return
+    out = Console(soft_wrap=True, highlight=False, markup=False)
+    for each in found.unusable:
+        out.print(f"{each.stream_id}  {each.id!r}  {each.reason}" + (f": {each.text!r}" if show_text else ""))
+    changed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    out.print(
+        f"{changed}, {len(found.unusable)} unusable and left in the stream; {found.trimmed} deleted from it; {output} has {found.rows} rows"
+    )
