@@ -29,8 +29,6 @@ app = typer.Typer(
 )
 app.add_typer(lifecycle.app)
 console = Console(stderr=True)
-NOT_PUBLISHED = 3
-"""Exit code of a run whose model the gate refused."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
 DataFile = Annotated[Path, typer.Option(help="A JSON array or JSONL of {instruction, input, output}, or CSV text,label.")]
@@ -73,7 +71,7 @@ def run(
             style="red",
             soft_wrap=True,
         )
-        raise typer.Exit(NOT_PUBLISHED)
+        raise typer.Exit(lifecycle.REFUSED)
     part, figures = list(outcome.metadata["evaluation"].items())[-1]
     console.print(f"[bold]{building.model_file_of(loaded.output)}[/]: {part} accuracy {figures['accuracy']:.4f} of {figures['n']}")
 
@@ -96,7 +94,7 @@ def evaluate(
     from trainer import evaluate as measuring  # scikit-learn is not needed to build
 
     classifier = Classifier.open(model)
-    examples = _examples(data, split, dict(classifier.card.training))
+    examples = dataset.part_of(data, split, dict(classifier.card.training))
     dataset.check_labels(examples, classifier.card.labels.names)
     with _progress("classifying") as bar:
         task = bar.add_task("classifying", total=len(examples))
@@ -129,7 +127,7 @@ def baseline(
     classifier = Classifier.open(building.model_file_of(model) if model.is_dir() else model)
     card = classifier.card
     classifier.close()
-    examples = _examples(data, split, dict(card.training))
+    examples = dataset.part_of(data, split, dict(card.training))
     dataset.check_labels(examples, card.labels.names)
     with _progress("asking") as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
@@ -166,10 +164,10 @@ def peers(
     metadata = building.read_metadata(building.directory_of(model))
     taught = [example for path in train or [] for example in dataset.load_examples(path)]
     if split in ("test", "validation"):
-        taught += _examples(data, "train", metadata["training"])
+        taught += dataset.part_of(data, "train", metadata["training"])
     if not taught:
         raise DataError("the peers need something to learn from: give --train FILE, or --split test")
-    test = _examples(data, split, metadata["training"])
+    test = dataset.part_of(data, split, metadata["training"])
     taught = dataset.without_copies(taught, of=test)
     with _progress("comparing") as bar:
         task = bar.add_task("comparing", total=None)
@@ -196,18 +194,8 @@ def split_command(
     part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
 ) -> None:
     """Print one part of a data file as JSON lines of {"text", "label"}: the split that a model was trained by."""
-    for example in _examples(data, part, building.read_metadata(model)["training"]):
+    for example in dataset.part_of(data, part, building.read_metadata(model)["training"]):
         print(json.dumps({"text": example.text, "label": example.label}, ensure_ascii=False))
-
-
-def _examples(data: Path, part: str, training: dict[str, Any]) -> list[dataset.Example]:
-    examples = dataset.load_examples(data)
-    if part == "all":
-        return examples
-    for known in dataset.PARTS:
-        if part == known:
-            return dataset.split(examples, **training["recipe"]["split"])[known]
-    raise DataError(f"there is no split {part!r}: use all, train, validation or test")
 
 
 def _summary(figures: dict[str, Any]) -> str:

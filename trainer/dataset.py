@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +134,25 @@ def split(examples: Sequence[Example], *, seed: int, validation: float, test: fl
                 quota[part] -= len(members)
             parts[part].extend(members)  # type: ignore[index]
     return parts
+
+
+def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]:
+    """All examples of a data file, or those of one part of it.
+
+    Args:
+        part: `all`, or one of PARTS.
+        training: the model's metadata of that name, which tells how the data was split.
+
+    Raises:
+        DataError: the file cannot be read, or there is no such part.
+    """
+    examples = load_examples(path)
+    if part == "all":
+        return examples
+    for known in PARTS:
+        if part == known:
+            return split(examples, **training["recipe"]["split"])[known]
+    raise DataError(f"there is no split {part!r}: use all, train, validation or test")
 
 
 def words(text: str) -> list[str]:

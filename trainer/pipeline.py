@@ -7,17 +7,17 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate, gate, publish
+from trainer import build, dataset, evaluate, gate, parity, publish
 from trainer.dataset import Example
 from trainer.recipe import Recipe, RecipeError, with_labels_of
 from trainer.registry import Judgement
 from worker.classifier import Classifier
-from worker.classifier.calibration import fit_temperature
+from worker.classifier.calibration import Floats, fit_temperature
 from worker.classifier.labels import choose_codes
 from worker.classifier.model_file import FORMAT, LoadedModel, load
 from worker.classifier.prompt import encode_query
@@ -84,7 +84,11 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     candidate = publish.candidate_file(recipe.output)
     build.build(base, build.read_adapter(adapter_path), metadata, candidate)
 
+    trained = log.validation_log_probabilities
+    unlike = _unlike_the_network(recipe, candidate, parts["validation"], tokens["validation"], trained, say)
     verdict = _judge(recipe, candidate, published, parts["test"])
+    if unlike is not None:
+        verdict = replace(verdict, passed=False, reasons=(unlike, *verdict.reasons))
     say("gate      " + ("passed" if verdict.passed else "refused") + "".join(f"\n          {reason}" for reason in verdict.reasons))
     if verdict.passed or force:
         entry = publish.publish(recipe.output, Judgement(passed=verdict.passed, reasons=verdict.reasons))
@@ -137,6 +141,23 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -
     right = sum(a == e.label for a, e in zip(answers, test, strict=True))
     say(f"replaces  {path}, version {card.version}, test accuracy {right / len(test):.4f}")
     return Published(card.labels.names, answers)
+
+
+def _unlike_the_network(
+    recipe: Recipe, candidate: Path, validation: Sequence[Example], tokens: Sequence[Any], trained: Floats, say: Say
+) -> str | None:
+    """What is wrong with the GGUF as the form of what was trained; None if nothing."""
+    classifier = Classifier.open(candidate, max_query_tokens=recipe.training.max_query_tokens)
+    queries = [classifier.encode(example.text) for example in validation]
+    served = classifier.log_probabilities(queries)
+    prefix = classifier.prefix_ids
+    classifier.close()
+    other = sum([*prefix, *query.ids] != example.prompt_ids for query, example in zip(queries, tokens, strict=True))
+    if other:
+        return f"{other} queries of the validation split have other token ids in the GGUF than they had in training"
+    found = parity.compare("the trained network", trained, served)
+    say(f"parity    network and GGUF: {found.same_label:.1%} same label, probabilities {found.mean_difference:.4f} apart on average")
+    return parity.complaint(found, recipe.gate)
 
 
 def _judge(recipe: Recipe, candidate: Path, published: Published | None, test: Sequence[Example]) -> gate.Verdict:

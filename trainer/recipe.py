@@ -100,6 +100,10 @@ class Gate(_Section):
     """The most that the recall of a label may fall, unless that may be chance."""
     least_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     """For the first model too."""
+    least_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """Share of the validation split to which the trained network and its GGUF must give the same label."""
+    most_difference: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """How far the probability of a label may differ between them: of each query the largest difference, on average."""
 
 
 class Recipe(_Section):

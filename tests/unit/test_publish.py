@@ -261,6 +261,6 @@ def test_a_disk_that_fails_is_told_of(model: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(PublishError, match="No space left on device.* a working model is still in place"):
+    with pytest.raises(PublishError, match=r"No space left on device.* a working model is still in place"):
         publish_candidate(model)
     assert served(model) == old
