@@ -63,7 +63,7 @@ def run(
             if not console.is_terminal and done % max(1, total // 10) == 0:
                 console.print(f"{shown}, step {done} of {total}")
 
-        outcome = pipeline.run(loaded, console.print, step, force=force)
+        outcome = pipeline.run(loaded, lambda line: console.print(line, markup=False, soft_wrap=True), step, force=force)
     if not outcome.published:
         console.print(
             f"not published: {publish.candidate_file(loaded.output)} is kept until the next run; to publish it all the same: "

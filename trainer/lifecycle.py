@@ -33,13 +33,13 @@ def versions(model: Directory, as_json: Json = False) -> None:
         print(json.dumps({"current": current, "versions": [version.model_dump() for version in known]}))
         return
     table = Table(title=f"versions of {model}")
-    for column in ("version", "published", "test accuracy", "gate", "replaced"):
-        table.add_column(column)
+    for column in ("version", "published, UTC", "accuracy", "gate", "replaced"):
+        table.add_column(column, no_wrap=True)
     for version in known:
         accuracy = "" if version.accuracy is None else f"{version.accuracy:.4f}"
-        judged = "" if version.gate is None else "passed" if version.gate.passed else "refused, published all the same"
+        judged = "" if version.gate is None else "passed" if version.gate.passed else "overruled"
         here = " *" if version.version == current else ""
-        table.add_row(version.version + here, version.published, accuracy, judged, version.replaced or "")
+        table.add_row(version.version + here, version.published[:19], accuracy, judged, version.replaced or "")
     Console().print(table)
     if not known:
         Console().print(f"none yet: {current or 'nothing'} is in place, and nothing has been published over it")

@@ -140,6 +140,9 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -
     classifier.close()
     right = sum(a == e.label for a, e in zip(answers, test, strict=True))
     say(f"replaces  {path}, version {card.version}, test accuracy {right / len(test):.4f}")
+    measured_on = card.training.get("data_sha256")
+    if isinstance(measured_on, dict) and measured_on.get("test") != dataset.fingerprint(test):
+        say("          its own test split was another: it may have been trained on some of these examples")
     return Published(card.labels.names, answers)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from trainer import build, publish, registry
+from trainer.cli import app
 from trainer.registry import Judgement, PublishError
 
 PASSED = Judgement(passed=True, reasons=("as good",))
@@ -122,6 +124,20 @@ def test_a_model_that_is_older_than_the_registry_is_kept_and_can_come_back(model
     assert (before.version, before.gate) == (old, None)
     assert roll_back(model).version == old
     assert_in_place(model, old)
+
+
+def test_versions_are_listed_with_the_one_in_place(model: Path) -> None:
+    assert "nothing is in place" in CliRunner().invoke(app, ["versions", str(model)]).output
+    old = train(model, "pool")
+    publish_candidate(model)
+    new = train(model, "spa")
+    publish.publish(model, Judgement(passed=False, reasons=("worse",)), check=lambda _: None)
+    lines = CliRunner().invoke(app, ["versions", str(model)]).output.splitlines()
+    (first,) = [line for line in lines if line.startswith(f"│ {old} ")]
+    (second,) = [line for line in lines if line.startswith(f"│ {new} *")]
+    assert "passed" in first
+    assert "overruled" in second
+    assert old in second, "what it replaced"
 
 
 def test_the_same_version_again_is_one_version(model: Path) -> None:
