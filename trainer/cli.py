@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer import build as building
-from trainer import dataset
+from trainer import dataset, lifecycle, publish
 from trainer.build import BuildError
 from trainer.dataset import DataError
-from trainer.recipe import RecipeError, load_recipe
+from trainer.recipe import Base, RecipeError, load_recipe
+from trainer.registry import PublishError
 from worker.classifier import Classifier, ModelFileError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(lifecycle.app)
 console = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
@@ -44,8 +46,12 @@ def run(
     validation: Annotated[Path | None, typer.Option(help="Instead of the recipe's validation file.", show_default=False)] = None,
     test: Annotated[Path | None, typer.Option(help="Instead of the recipe's test file.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Instead of the recipe's output directory.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Publish the model even if the gate refuses it.")] = False,
 ) -> None:
-    """Train the model that a recipe describes and build its GGUF."""
+    """Train the model that a recipe describes; publish its GGUF unless it is worse than the present one.
+
+    Exit code 3: trained, and not published.
+    """
     from trainer import pipeline  # needs the training libraries, which building and splitting do not
 
     given = {"data": data, "validation": validation, "test": test, "output": output}
@@ -59,8 +65,16 @@ def run(
             if not console.is_terminal and done % max(1, total // 10) == 0:
                 console.print(f"{shown}, step {done} of {total}")
 
-        metadata = pipeline.run(loaded, console.print, step)
-    part, figures = list(metadata["evaluation"].items())[-1]
+        outcome = pipeline.run(loaded, lambda line: console.print(line, markup=False, soft_wrap=True), step, force=force)
+    if not outcome.published:
+        console.print(
+            f"not published: {publish.candidate_file(loaded.output)} is kept until the next run; to publish it all the same: "
+            f"python -m trainer publish {loaded.output}",
+            style="red",
+            soft_wrap=True,
+        )
+        raise typer.Exit(lifecycle.REFUSED)
+    part, figures = list(outcome.metadata["evaluation"].items())[-1]
     console.print(f"[bold]{building.model_file_of(loaded.output)}[/]: {part} accuracy {figures['accuracy']:.4f} of {figures['n']}")
 
 
@@ -112,19 +126,11 @@ def inspect(
 @app.command()
 def build(model: Annotated[Path, typer.Argument(help="A model's directory, such as models/household.")]) -> None:
     """Merge base, adapter and metadata into a GGUF beside the directory. Takes seconds, needs no torch."""
-    metadata = building.read_metadata(model)
-    base = _base_of(metadata)
     output = building.model_file_of(model)
     with _progress("merging") as bar:
-        task = bar.add_task(f"merging {base.name} and the adapter")
-        building.build(
-            base,
-            building.read_adapter(model / building.ADAPTER_FILE),
-            metadata,
-            output,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    console.print(f"built {output}, {output.stat().st_size / 1e6:.0f} MB, version {metadata['training']['version']}")
+        task = bar.add_task("merging base and adapter")
+        publish.build_model(model, lambda done, total: bar.update(task, completed=done, total=total))
+    console.print(f"built {output}, {output.stat().st_size / 1e6:.0f} MB, version {publish.version_in_place(model)}")
 
 
 @app.command()
@@ -135,7 +141,7 @@ def evaluate(
     from trainer import evaluate as measuring  # scikit-learn is not needed to build
 
     classifier = Classifier.open(model)
-    examples = _examples(data, split, dict(classifier.card.training))
+    examples = dataset.part_of(data, split, dict(classifier.card.training))
     dataset.check_labels(examples, classifier.card.labels.names)
     with _progress("classifying") as bar:
         task = bar.add_task("classifying", total=len(examples))
@@ -168,11 +174,11 @@ def baseline(
     classifier = Classifier.open(building.model_file_of(model) if model.is_dir() else model)
     card = classifier.card
     classifier.close()
-    examples = _examples(data, split, dict(card.training))
+    examples = dataset.part_of(data, split, dict(card.training))
     dataset.check_labels(examples, card.labels.names)
     with _progress("asking") as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
-        figures = measuring.baseline(card, _base_of({"training": card.training}), examples, lambda: bar.advance(task))
+        figures = measuring.baseline(card, Base.recorded_in(card.training).path(), examples, lambda: bar.advance(task))
     if as_json:
         print(json.dumps(figures))
         return
@@ -205,10 +211,10 @@ def peers(
     metadata = building.read_metadata(building.directory_of(model))
     taught = [example for path in train or [] for example in dataset.load_examples(path)]
     if split in ("test", "validation"):
-        taught += _examples(data, "train", metadata["training"])
+        taught += dataset.part_of(data, "train", metadata["training"])
     if not taught:
         raise DataError("the peers need something to learn from: give --train FILE, or --split test")
-    test = _examples(data, split, metadata["training"])
+    test = dataset.part_of(data, split, metadata["training"])
     taught = dataset.without_copies(taught, of=test)
     with _progress("comparing") as bar:
         task = bar.add_task("comparing", total=None)
@@ -235,30 +241,8 @@ def split_command(
     part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
 ) -> None:
     """Print one part of a data file as JSON lines of {"text", "label"}: the split that a model was trained by."""
-    for example in _examples(data, part, building.read_metadata(model)["training"]):
+    for example in dataset.part_of(data, part, building.read_metadata(model)["training"]):
         print(json.dumps({"text": example.text, "label": example.label}, ensure_ascii=False))
-
-
-def _examples(data: Path, part: str, training: dict[str, Any]) -> list[dataset.Example]:
-    examples = dataset.load_examples(data)
-    if part == "all":
-        return examples
-    for known in dataset.PARTS:
-        if part == known:
-            return dataset.split(examples, **training["recipe"]["split"])[known]
-    raise DataError(f"there is no split {part!r}: use all, train, validation or test")
-
-
-def _base_of(metadata: dict[str, Any]) -> Path:
-    from trainer.recipe import Base
-
-    training = metadata["training"]
-    return Base(
-        name=training["base"],
-        licence=training["base_licence"],
-        package=training["base_package"],
-        file=training["base_file"],
-    ).path()
 
 
 def _summary(figures: dict[str, Any]) -> str:
@@ -284,6 +268,6 @@ def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
     try:
         app()
-    except (RecipeError, DataError, BuildError, ModelFileError) as error:
+    except (RecipeError, DataError, BuildError, PublishError, ModelFileError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

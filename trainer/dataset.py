@@ -210,6 +210,25 @@ def split(examples: Sequence[Example], *, seed: int, validation: float, test: fl
     return parts
 
 
+def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]:
+    """All examples of a data file, or those of one part of it.
+
+    Args:
+        part: `all`, or one of PARTS.
+        training: the model's metadata of that name, which tells how the data was split.
+
+    Raises:
+        DataError: the file cannot be read, or there is no such part.
+    """
+    examples = load_examples(path)
+    if part == "all":
+        return examples
+    for known in PARTS:
+        if part == known:
+            return split(examples, **training["recipe"]["split"])[known]
+    raise DataError(f"there is no split {part!r}: use all, train, validation or test")
+
+
 def words(text: str) -> list[str]:
     """Lower-case words and numbers, without punctuation."""
     return re.sub(r"[^\w ]+", " ", text.lower().replace("'", "").replace("’", "")).split()

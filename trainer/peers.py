@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.svm import LinearSVC
 
 from trainer.dataset import Example
+from trainer.network import log_probabilities
 from worker.classifier import Classifier
 
 Labels = Sequence[str]
@@ -144,21 +145,8 @@ def same_weights_in_torch(model: Path, classifier: Classifier) -> Predict:
     prefix, codes, names = classifier.prefix_ids, [choice for (choice,) in classifier.code_ids], classifier.card.labels.names
 
     def predict(texts: Sequence[str]) -> Labels:
-        queries = [[*prefix, *classifier.encode(text).ids] for text in texts]
-        order = sorted(range(len(queries)), key=lambda index: len(queries[index]))
-        found = [""] * len(queries)
-        for start in range(0, len(order), _TORCH_BATCH):
-            rows = order[start : start + _TORCH_BATCH]
-            lengths = torch.tensor([len(queries[row]) for row in rows])
-            ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
-            for index, row in enumerate(rows):
-                ids[index, : len(queries[row])] = torch.tensor(queries[row])
-            with torch.inference_mode():
-                hidden = network.model(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long())
-                logits = network.lm_head(hidden.last_hidden_state[torch.arange(len(rows)), lengths - 1])[:, codes]
-            for row, best in zip(rows, logits.argmax(dim=1).tolist(), strict=True):
-                found[row] = names[best]
-        return found
+        answers = log_probabilities(network, [[*prefix, *classifier.encode(text).ids] for text in texts], codes)
+        return [names[best] for best in answers.argmax(axis=1).tolist()]
 
     return predict
 

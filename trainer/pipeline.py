@@ -1,20 +1,23 @@
-"""From a recipe to a model file: split -> train -> build -> calibrate -> evaluate -> build with what was found."""
+"""From a recipe to a model file: split -> train -> build -> calibrate -> evaluate -> build with what was found -> gate -> publish."""
 
 from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate
+from trainer import build, dataset, evaluate, gate, parity, publish
 from trainer.dataset import Example
-from trainer.recipe import Recipe, with_labels_of
+from trainer.recipe import Recipe, RecipeError, with_labels_of
+from trainer.registry import Judgement
 from worker.classifier import Classifier
-from worker.classifier.calibration import fit_temperature
+from worker.classifier.calibration import Floats, fit_temperature
 from worker.classifier.labels import choose_codes
 from worker.classifier.model_file import FORMAT, LoadedModel, load
 from worker.classifier.prompt import encode_query
@@ -25,17 +28,40 @@ PROBE_TOLERANCE = 0.1
 Say = Callable[[str], None]
 
 
-def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float | None], None]) -> dict[str, Any]:
-    """Carry out a recipe. Returns the metadata written into the model file.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a recipe led to."""
+
+    metadata: dict[str, Any]
+    """As it was written into the model file."""
+    verdict: gate.Verdict
+    published: bool
+    """If not, the model lies where `publish.candidate_file` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The model that a new one would replace, and what it answers to the test examples."""
+
+    labels: Sequence[str]
+    answers: list[str]
+
+
+def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float | None], None], *, force: bool = False) -> Outcome:
+    """Carry out a recipe.
+
+    Args:
+        force: publish whatever the gate says.
 
     Raises:
-        RecipeError, DataError, BuildError, ModelFileError: what is wrong and what to do.
+        RecipeError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
     """
     from trainer import sft  # torch takes seconds to import, and only training needs it
 
     started = time.monotonic()
     recipe, parts = _parts(recipe, say)
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
+    published = _published(recipe, parts["test"], force, say)
 
     base = recipe.base.path()
     vocabulary = load(base, vocab_only=True)
@@ -44,20 +70,31 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     tokens = {part: _tokens(recipe, vocabulary, code_ids, parts[part]) for part in ("train", "validation")}
     vocabulary.close()
 
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    adapter_path = recipe.output / build.ADAPTER_FILE
+    work = recipe.output / publish.CANDIDATE
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    adapter_path = work / build.ADAPTER_FILE
     log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], code_ids, adapter_path, training_progress)
     say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
 
     metadata = _metadata(recipe, codes, parts, log)
-    metadata = _measure(recipe, base, metadata, parts, say)
+    metadata = _measure(recipe, base, metadata, parts, work, say)
     metadata["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
-    _write_json(recipe.output / build.METADATA_FILE, metadata)
-    model_path = build.model_file_of(recipe.output)
-    build.build(base, build.read_adapter(adapter_path), metadata, model_path)
-    Classifier.open(model_path).close()
-    say(f"built     {model_path}, version {metadata['training']['version']}, self-check passed")
-    return metadata
+    _write_json(work / build.METADATA_FILE, metadata)
+    candidate = publish.candidate_file(recipe.output)
+    build.build(base, build.read_adapter(adapter_path), metadata, candidate)
+
+    trained = log.validation_log_probabilities
+    unlike = _unlike_the_network(recipe, candidate, parts["validation"], tokens["validation"], trained, say)
+    verdict = _judge(recipe, candidate, published, parts["test"])
+    if unlike is not None:
+        verdict = replace(verdict, passed=False, reasons=(unlike, *verdict.reasons))
+    say("gate      " + ("passed" if verdict.passed else "refused") + "".join(f"\n          {reason}" for reason in verdict.reasons))
+    if verdict.passed or force:
+        entry = publish.publish(recipe.output, Judgement(passed=verdict.passed, reasons=verdict.reasons))
+        before = f" in the place of {entry.replaced}" if entry.replaced else ""
+        say(f"published {build.model_file_of(recipe.output)}, version {entry.version}{before}")
+    return Outcome(metadata, verdict, verdict.passed or force)
 
 
 def _parts(recipe: Recipe, say: Say) -> tuple[Recipe, dict[dataset.Part, list[Example]]]:
@@ -71,8 +108,8 @@ def _parts(recipe: Recipe, say: Say) -> tuple[Recipe, dict[dataset.Part, list[Ex
         if path is not None:
             parts[part] = dataset.load_examples(path)
             dataset.check_labels(parts[part], recipe.labels)
-    if recipe.train_only is not None:
-        parts["train"] += _train_only(recipe, recipe.train_only, parts, say)
+    for path in recipe.train_only:
+        parts["train"] += _train_only(recipe, path, parts, say)
     return recipe, parts
 
 
@@ -84,6 +121,56 @@ def _train_only(recipe: Recipe, path: Path, parts: dict[dataset.Part, list[Examp
     if len(kept) < len(found):
         say(f"data      {len(found) - len(kept)} examples of {path} left out: near-duplicates of held-out ones")
     return kept
+
+
+def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -> Published | None:
+    """Asked before training, which takes long: a model that cannot be compared with is better known before."""
+    path = build.model_file_of(recipe.output)
+    if not path.is_file() and publish.version_in_place(recipe.output) is None:
+        return None
+    if not test:
+        if force:
+            return None
+        raise RecipeError(f"without a test split no model can be compared with {path}: set split.test or test, or give --force")
+    if not path.is_file():
+        publish.build_model(recipe.output)
+    classifier = Classifier.open(path)
+    answers = [decision.label for decision in evaluate.decide(classifier, test)]
+    card = classifier.card
+    classifier.close()
+    right = sum(a == e.label for a, e in zip(answers, test, strict=True))
+    say(f"replaces  {path}, version {card.version}, test accuracy {right / len(test):.4f}")
+    measured_on = card.training.get("data_sha256")
+    if isinstance(measured_on, dict) and measured_on.get("test") != dataset.fingerprint(test):
+        say("          its own test split was another: it may have been trained on some of these examples")
+    return Published(card.labels.names, answers)
+
+
+def _unlike_the_network(
+    recipe: Recipe, candidate: Path, validation: Sequence[Example], tokens: Sequence[Any], trained: Floats, say: Say
+) -> str | None:
+    """What is wrong with the GGUF as the form of what was trained; None if nothing."""
+    classifier = Classifier.open(candidate, max_query_tokens=recipe.training.max_query_tokens)
+    queries = [classifier.encode(example.text) for example in validation]
+    served = classifier.log_probabilities(queries)
+    prefix = classifier.prefix_ids
+    classifier.close()
+    other = sum([*prefix, *query.ids] != example.prompt_ids for query, example in zip(queries, tokens, strict=True))
+    if other:
+        return f"{other} queries of the validation split have other token ids in the GGUF than they had in training"
+    found = parity.compare("the trained network", trained, served)
+    say(f"parity    network and GGUF: {found.same_label:.1%} same label, probabilities {found.mean_difference:.4f} apart on average")
+    return parity.complaint(found, recipe.gate)
+
+
+def _judge(recipe: Recipe, candidate: Path, published: Published | None, test: Sequence[Example]) -> gate.Verdict:
+    """By the very file that would be published, which checks itself here too."""
+    classifier = Classifier.open(candidate)
+    answers = [decision.label for decision in evaluate.decide(classifier, test)]
+    classifier.close()
+    if published is None:
+        return gate.first(answers, test, recipe.gate)
+    return gate.compare(published.answers, answers, test, published.labels, list(recipe.labels), recipe.gate)
 
 
 def _tokens(recipe: Recipe, vocabulary: LoadedModel, code_ids: Sequence[int], examples: Sequence[Example]) -> list[Any]:
@@ -132,10 +219,12 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
     }
 
 
-def _measure(recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[dataset.Part, list[Example]], say: Say) -> dict[str, Any]:
+def _measure(
+    recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[dataset.Part, list[Example]], work: Path, say: Say
+) -> dict[str, Any]:
     """Calibrate on validation, evaluate on validation and test, choose the probes."""
-    draft = recipe.output / ".draft.gguf"
-    adapter = build.read_adapter(recipe.output / build.ADAPTER_FILE)
+    draft = work / ".draft.gguf"
+    adapter = build.read_adapter(work / build.ADAPTER_FILE)
     validation = parts["validation"]
     names = list(recipe.labels)
     try:
@@ -157,7 +246,7 @@ def _measure(recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[d
         classifier.close()
         say(f"calibrate temperature {temperature:.3f}, threshold {threshold:.3f} on validation")
 
-        metadata["training"]["version"] = build.content_version(recipe.output / build.ADAPTER_FILE, metadata)
+        metadata["training"]["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
         build.build(base, adapter, metadata, draft)
         classifier = Classifier.open(draft)
         for part in (part for part in ("validation", "test") if parts[part]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trainer import hub
 from trainer.dataset import DataError
@@ -43,6 +43,11 @@ class Base(_Section):
     package: str
     file: str
 
+    @classmethod
+    def recorded_in(cls, training: Mapping[str, str]) -> Base:
+        """The base of a model, as its metadata tells it."""
+        return cls(name=training["base"], licence=training["base_licence"], package=training["base_package"], file=training["base_file"])
+
     def path(self) -> Path:
         """Where the GGUF lies on this machine.
 
@@ -56,6 +61,10 @@ class Base(_Section):
         if not path.is_file():
             raise RecipeError(f"the package {self.package!r} carries no file {self.file!r}")
         return path
+
+
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str | Path) else value
 
 
 class PromptText(_Section):
@@ -96,14 +105,31 @@ class Review(_Section):
     """Share of the routed queries that must be right; below the threshold a query goes to review."""
 
 
+class Gate(_Section):
+    """What a new model must hold to on the test split to take the place of the published one."""
+
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Level of the paired test that the new model is worse."""
+    accuracy_drop: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The most that accuracy may fall."""
+    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The most that the recall of a label may fall, unless that may be chance."""
+    least_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """For the first model too."""
+    least_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """Share of the validation split to which the trained network and its GGUF must give the same label."""
+    most_difference: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """How far the probability of a label may differ between them: of each query the largest difference, on average."""
+
+
 class Recipe(_Section):
     """One model, from data to GGUF."""
 
     name: str
     base: Base
     data: Source
-    train_only: Source | None = None
-    """Further examples to train on, never to measure with: generated ones, say, or harder ones than users send."""
+    train_only: Annotated[tuple[Source, ...], BeforeValidator(_one_or_more)] = ()
+    """Files of further examples to train on, never to measure with: generated ones, corrections, or harder ones than users send."""
     validation: Source | None = None
     """Examples to choose and calibrate by, where they are not cut from `data`."""
     test: Source | None = None
@@ -118,6 +144,7 @@ class Recipe(_Section):
     split: Split
     training: Training = Training()
     review: Review = Review()
+    gate: Gate = Gate()
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Recipe:

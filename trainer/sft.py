@@ -15,6 +15,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 import trl
@@ -22,6 +23,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from trainer.network import log_probabilities
 from trainer.recipe import Recipe
 
 OTHER_TOKENS_WEIGHT = 0.2
@@ -45,6 +47,8 @@ class TrainingLog:
     eval_losses: list[tuple[int, float]]
     steps: int
     versions: dict[str, str]
+    validation_log_probabilities: npt.NDArray[np.float64]
+    """What the trained network itself answers to the validation split, shape (examples, codes)."""
 
 
 Progress = Callable[[int, int, float | None], None]
@@ -72,7 +76,6 @@ def train_adapter(
     tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-    work = output.parent / ".training"
     trainer = _CodeTrainer(
         code_ids=code_ids,
         smoothing=settings.label_smoothing,
@@ -89,7 +92,7 @@ def train_adapter(
             task_type="CAUSAL_LM",
         ),
         args=trl.SFTConfig(
-            output_dir=str(work),
+            output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             per_device_eval_batch_size=64,
@@ -119,12 +122,16 @@ def train_adapter(
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     write_adapter(trainer.model, recipe, output)
+    trainer.model.eval()
+    with torch.autocast(trainer.model.device.type, torch.bfloat16):
+        answers = log_probabilities(trainer.model.get_base_model(), [example.prompt_ids for example in validation], code_ids)
     history = trainer.state.log_history
     return TrainingLog(
         losses=[(row["step"], row["loss"]) for row in history if "loss" in row],
         eval_losses=[(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row],
         steps=trainer.state.global_step,
         versions={module.__name__: module.__version__ for module in (torch, transformers, trl)},
+        validation_log_probabilities=answers,
     )
 
 

@@ -52,6 +52,8 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"split": {}}, "split.seed: Field required"),
         ({"labels": {True: "yes", "car": ""}}, "Input should be a valid string"),
         ({"review": {"precision": 1}}, "review.precision"),
+        ({"gate": {"alpha": 0}}, "gate.alpha"),
+        ({"train_only": 5}, "train_only"),
         ({"test": "test.json"}, "split.test: must be 0, since test names a file"),
         ({"validation": "held.json"}, "split.validation: must be 0, since validation names a file"),
         ({"split": {"seed": 1, "validation": 0}}, "split.validation: may be 0 only where"),
@@ -112,6 +114,11 @@ def test_values_given_on_the_command_line_take_the_place_of_the_files(tmp_path: 
 def test_a_data_set_of_the_hub_stands_where_a_file_does(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, data="hf:a/b@v1", test="hf:a/b@v1:test", split={"seed": 1, "test": 0}))
     assert (str(recipe.data), str(recipe.test)) == ("hf:a/b@v1", "hf:a/b@v1:test")
+
+
+@pytest.mark.parametrize(("value", "files"), [("more.json", ["more.json"]), (["a.json", "b.csv"], ["a.json", "b.csv"]), ([], [])])
+def test_train_only_names_one_file_or_several(tmp_path: Path, value: object, files: list[str]) -> None:
+    assert load_recipe(written(tmp_path, train_only=value)).train_only == tuple(map(Path, files))
 
 
 def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:

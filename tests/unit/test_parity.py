@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainer.parity import Parity, compare, complaint
+from trainer.recipe import Gate
+
+
+def test_equal_answers_are_at_parity() -> None:
+    answers = np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    assert compare("F16", answers, answers) == Parity("F16", 1.0, 0.0, 0.0)
+
+
+def test_of_each_query_the_largest_difference_counts() -> None:
+    found = compare("F16", np.log([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]]), np.log([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2]]))
+    assert found.same_label == 0.5
+    assert found.mean_difference == pytest.approx(0.2)
+    assert found.largest_difference == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("same", "mean", "words"),
+    [
+        (0.98, 0.05, None),
+        (0.979, 0.0, "F16 answers unlike the GGUF: 97.9% same label (at least 98.0%)"),
+        (1.0, 0.051, "probabilities 0.0510 apart on average (at most 0.05)"),
+    ],
+)
+def test_what_is_too_unlike_is_said(same: float, mean: float, words: str | None) -> None:
+    said = complaint(Parity("F16", same, mean, 0.9), Gate())
+    assert said is None if words is None else words in (said or "")
