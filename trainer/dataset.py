@@ -1,4 +1,4 @@
-"""Data: load, check, write, find near-duplicates and repeated frames, split without leakage."""
+"""Data: load, check, write, split without leakage."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import csv
 import hashlib
 import io
 import json
-import re
-import zlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+from trainer.near_duplicates import near_duplicate_clusters, near_duplicates, words
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-NEAR_DUPLICATE = 0.6
-"""Jaccard similarity of character trigrams from which two texts count as the same."""
 JSON_FIELDS, CSV_FIELDS = ("input", "output"), ("text", "label")
 """Where a row has its text and its label."""
-_BUCKETS, _ROWS_AT_ONCE = 2048, 256
 
 
 class DataError(Exception):
@@ -99,32 +94,43 @@ def check_target(path: Path, sources: Iterable[Path]) -> None:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write a data file, atomically: CSV, JSONL or a JSON array by its suffix.
+    """Write a data file; see `write_fields`.
 
     All that stood in a row is kept, unless it comes from another kind of file: then text and label alone.
+    """
+    names = CSV_FIELDS if path.suffix == ".csv" else JSON_FIELDS
+    write_fields(
+        [
+            row.fields if row.fields.keys() >= set(names) else dict(zip(names, (row.example.text, row.example.label), strict=True))
+            for row in rows
+        ],
+        path,
+    )
+
+
+def write_fields(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a data file, atomically: CSV, JSONL or a JSON array by its suffix, one row a line.
 
     Raises:
         DataError: there is nothing to write, or the file cannot be written.
     """
     if not rows:
         raise DataError(f"no row is left to write to {path}")
-    names = CSV_FIELDS if path.suffix == ".csv" else JSON_FIELDS
-    found = [
-        row.fields if row.fields.keys() >= set(names) else dict(zip(names, (row.example.text, row.example.label), strict=True))
-        for row in rows
-    ]
     if path.suffix == ".csv":
         buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, [name for name in found[0] if name is not None], extrasaction="ignore")
+        writer = csv.DictWriter(buffer, [name for name in rows[0] if name is not None], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(found)
+        writer.writerows(rows)
         content = buffer.getvalue()
     else:
-        lines = [json.dumps(fields, ensure_ascii=False) for fields in found]
+        lines = [json.dumps(fields, ensure_ascii=False) for fields in rows]
         content = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "\n".join(lines) + "\n"
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content.encode("utf-8", errors="backslashreplace"))  # half a surrogate pair becomes its escape in JSON
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8", errors="backslashreplace"))  # half a surrogate pair becomes its escape in JSON
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
@@ -229,82 +235,8 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
     raise DataError(f"there is no split {part!r}: use all, train, validation or test")
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words and numbers, without punctuation."""
-    return re.sub(r"[^\w ]+", " ", text.lower().replace("'", "").replace("’", "")).split()
-
-
-def _trigrams(text: str) -> set[str]:
-    line = f"  {' '.join(words(text))}  "
-    return {line[i : i + 3] for i in range(len(line) - 2)}
-
-
-def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> list[tuple[int, int]]:
-    """Pairs of texts whose character trigrams overlap by at least `threshold` (Jaccard), the earlier text first.
-
-    A matrix product of hashed trigram counts bounds every pair's overlap from above; only what may be enough is compared.
-    """
-    shingles = [_trigrams(text) for text in texts]
-    counts = np.zeros((len(texts), _BUCKETS), dtype=np.float32)
-    for row, shingle in enumerate(shingles):
-        counts[row] = np.bincount([zlib.crc32(gram.encode()) % _BUCKETS for gram in shingle], minlength=_BUCKETS)
-    sizes = counts.sum(axis=1)
-    pairs = []
-    for start in range(0, len(texts), _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, len(texts))
-        most_shared = counts[start:stop] @ counts[:stop].T
-        enough = threshold / (1 + threshold) * (sizes[start:stop, None] + sizes[:stop])
-        for row, other in np.argwhere(most_shared > enough - 0.5).tolist():
-            current = start + row
-            shared = len(shingles[current] & shingles[other])
-            if other < current and shared >= threshold * (len(shingles[current]) + len(shingles[other]) - shared):
-                pairs.append((other, current))
-    return pairs
-
-
 def without_copies(examples: Sequence[Example], of: Sequence[Example]) -> list[Example]:
     """The examples that are no near-duplicates of any in `of`."""
     texts = [example.text for example in (*of, *examples)]
     copies = {right - len(of) for left, right in near_duplicates(texts) if left < len(of) <= right}
     return [example for index, example in enumerate(examples) if index not in copies]
-
-
-def near_duplicate_clusters(texts: Sequence[str]) -> list[list[int]]:
-    """Indices of all texts, those linked by near-duplication together."""
-    parent = list(range(len(texts)))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for left, right in near_duplicates(texts):
-        parent[root(right)] = root(left)
-    clusters: dict[int, list[int]] = defaultdict(list)
-    for node in range(len(texts)):
-        clusters[root(node)].append(node)
-    return list(clusters.values())
-
-
-_LITTLE_WORDS = frozenset(
-    "a an the this that these those my our your his her its their i we you he she it they me us him them who what when "
-    "where why how which whose is are was were be been being am do does did done have has had can could should would "
-    "will shall may might must not no any some of in on at to for from by with about into over under after before since "
-    "until during between up down out off and or but if so than then there here just only also still ever never last "
-    "next first again too very much many more most long often all every each both one two get got need want time".split()
-)
-
-
-def frames(texts: Sequence[str], least_words: int = 3) -> dict[str, list[int]]:
-    """Texts by their frame: the little words kept, every run of others replaced by a blank `_`.
-
-    Only frames with at least `least_words` little words are counted; shorter ones are how English is.
-    """
-    found: dict[str, list[int]] = defaultdict(list)
-    for index, text in enumerate(texts):
-        slots = [word if word in _LITTLE_WORDS else "_" for word in words(text)]
-        frame = slots[:1] + [b for a, b in pairwise(slots) if not (a == b == "_")]
-        if sum(word != "_" for word in frame) >= least_words:
-            found[" ".join(frame)].append(index)
-    return dict(found)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, Literal, cast
 
 from redis.asyncio import Redis
 
-from trainer.dataset import DataError
+from trainer.dataset import DataError, write_fields
 from worker.connection import check_redis, connect
 from worker.errors import REDIS_ERRORS, Fatal
 from worker.settings import Settings, load_settings
@@ -115,7 +114,7 @@ async def _harvest(output: Path, labels: Collection[str] | None, settings: Setti
         before = load_rows(output)
         rows, changes = merge(before, corrections)
         if rows != before:
-            save_rows(output, rows)
+            write_fields(rows, output)
         trimmed = await _trim(redis, stream, corrections) if trim else 0
     finally:
         await redis.aclose()
@@ -205,6 +204,8 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: it is not a JSON array of objects, or a correction in it lacks where it is from.
     """
+    if path.suffix != ".json":
+        raise DataError(f"cannot add to {path}: it holds a JSON array, so its name must end in .json")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -222,20 +223,3 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 def _is_stream_id(value: object) -> bool:
     parts = value.split("-") if isinstance(value, str) else []
     return len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts)
-
-
-def save_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a data file, one row a line, atomically: it is there with the old rows or with the new ones.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error

@@ -13,7 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from trainer.dataset import DataError, Example, Row, near_duplicates
+from trainer.dataset import DataError, Example, Row
+from trainer.near_duplicates import near_duplicates
 from worker.classifier.model_file import load
 from worker.classifier.prompt import encode_query, normalise
 

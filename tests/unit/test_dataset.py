@@ -15,14 +15,11 @@ from trainer.dataset import (
     Example,
     check_labels,
     fingerprint,
-    frames,
     load_examples,
-    near_duplicate_clusters,
-    near_duplicates,
     split,
     without_copies,
-    words,
 )
+from trainer.near_duplicates import frames, near_duplicate_clusters, near_duplicates, words
 
 ROW = {"instruction": "i", "input": "my pool", "output": "pool"}
 

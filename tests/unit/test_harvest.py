@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.dataset import DataError, Example, load_examples
-from trainer.harvest import Correction, Unusable, load_rows, merge, parse, save_rows
+from trainer.dataset import DataError, Example, load_examples, write_fields
+from trainer.harvest import Correction, Unusable, load_rows, merge, parse
 
 LABELS = ("pool", "car")
 GOOD = {b"id": b"42", b"text": b"My pump hums", b"label": b"pool"}
@@ -116,7 +116,7 @@ def test_harvesting_again_changes_nothing(entries: list[tuple[int, str, str]]) -
 def test_the_file_is_data_to_train_on(tmp_path: Path) -> None:
     path = tmp_path / "corrections.json"
     rows, _ = merge([], [correction(1), correction(2, "ü")])
-    save_rows(path, rows)
+    write_fields(rows, path)
     assert load_examples(path) == [Example("text 1", "pool"), Example("text 2", "pool")]
     assert load_rows(path) == rows
     assert "ü" in path.read_text(encoding="utf-8")
@@ -140,3 +140,8 @@ def test_a_file_that_cannot_be_added_to_is_refused(tmp_path: Path, content: str,
     path.write_text(content)
     with pytest.raises(DataError, match=words):
         load_rows(path)
+
+
+def test_a_name_that_promises_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"must end in \.json"):
+        load_rows(tmp_path / "corrections.csv")

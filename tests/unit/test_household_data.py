@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.dataset import PARTS, Example, Part, check_labels, frames, load_examples, near_duplicates, split, without_copies
+from trainer.dataset import PARTS, Example, Part, check_labels, load_examples, split, without_copies
+from trainer.near_duplicates import frames, near_duplicates
 from trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

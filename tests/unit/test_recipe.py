@@ -58,7 +58,7 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"validation": "held.json"}, "split.validation: must be 0, since validation names a file"),
         ({"split": {"seed": 1, "validation": 0}}, "split.validation: may be 0 only where"),
         ({"data": "hf:banking77"}, "data: Value error, hf:banking77 names no data set of the Hugging Face hub: write hf:OWNER/NAME"),
-        ({"train_only": "hf:a/b:"}, "train_only: Value error, hf:a/b: names no data set"),
+        ({"train_only": "hf:a/b:"}, "train_only.0: Value error, hf:a/b: names no data set"),
     ],
 )
 def test_a_wrong_or_unknown_value_is_named_with_its_place(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
