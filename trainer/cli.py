@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on s
 DataFile = Annotated[Path, typer.Option(help="A JSON array or JSONL of {instruction, input, output}, or CSV text,label.")]
 SplitName = Annotated[
     str, typer.Option(help="all, or train, validation or test: the part of the data in the split that the model was trained by.")
+]
+
+TrainFiles = Annotated[
+    list[Path] | None, typer.Option("--train", help="What to train the peers on; may be given again.", show_default=False)
 ]
 
 
@@ -145,7 +150,7 @@ def peers(
     model: Annotated[Path, typer.Argument(help="A Pointsman GGUF.")],
     data: DataFile,
     split: SplitName = "all",
-    train: Annotated[list[Path] | None, typer.Option(help="What to train the peers on; may be given again.", show_default=False)] = None,
+    train: TrainFiles = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often all classify all.")] = 3,
     as_json: Json = False,
 ) -> None:
@@ -156,13 +161,8 @@ def peers(
     from trainer import peers as measuring  # torch and scikit-learn
 
     metadata = building.read_metadata(building.directory_of(model))
-    taught = [example for path in train or [] for example in dataset.load_examples(path)]
-    if split in ("test", "validation"):
-        taught += _examples(data, "train", metadata["training"])
-    if not taught:
-        raise DataError("the peers need something to learn from: give --train FILE, or --split test")
     test = _examples(data, split, metadata["training"])
-    taught = dataset.without_copies(taught, of=test)
+    taught = _taught(train or [], data, split, metadata["training"], test)
     with _progress("comparing") as bar:
         task = bar.add_task("comparing", total=None)
         found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what))
@@ -179,6 +179,53 @@ def peers(
     out.print(table)
     for name, gflops in peak.gflops.items():
         out.print(f"torch's {name} products at these shapes: {gflops:,.0f} GFLOPS; the engine uses {peak.share[name]:.0%} of that")
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="A model's directory, such as models/household, or a Pointsman GGUF.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Measure on these queries; without it only what is recorded is shown.", show_default=False)
+    ] = None,
+    split: SplitName = "all",
+    peers: Annotated[bool, typer.Option("--peers", help="Measure a linear classifier and the most frequent label too.")] = False,
+    train: TrainFiles = None,
+    baseline: Annotated[int, typer.Option(min=0, help="Ask the untuned base too, about so many of the queries.")] = 0,
+    formats: Annotated[int, typer.Option(min=0, help="Compare weight formats too, with so many of the queries.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Where to write.", show_default="the model's directory")] = None,
+) -> None:
+    """Write report.html (one page with plots), card.md (the model card) and report.json (what was measured for them).
+
+    What report.json holds of the same model and queries is shown again and not measured again, unless asked for.
+    """
+    from trainer import card, figures  # the training libraries, without torch
+    from trainer import report as page
+
+    metadata = figures.read_metadata(model)
+    training, version = metadata["training"], metadata["training"]["version"]
+    directory = output or (model if model.is_dir() else building.directory_of(model))
+    directory.mkdir(parents=True, exist_ok=True)
+    record = figures.read_record(directory, version)
+    if data is None and (peers or baseline or formats):
+        raise DataError("there is nothing to measure with: give --data FILE")
+    if data is not None:
+        examples = _examples(data, split, training)
+        dataset.check_labels(examples, [label["name"] for label in metadata["labels"]["labels"]])
+        taught = _taught(train or [], data, split, training, examples) if peers else []
+        base = (_base_of(metadata), baseline) if baseline else None
+        gguf = building.model_file_of(model) if model.is_dir() else model
+        record = figures.record_for(examples, data, split, version, record)
+        with _progress("measuring") as bar:
+            task = bar.add_task("measuring", total=None)
+            found = figures.measure(
+                gguf, version, examples, lambda what: bar.update(task, description=what), taught=taught, baseline=base, formats=formats
+            )
+            for part in found:
+                record |= part
+                figures.write_record(directory, record)
+    for name, text in ((page.REPORT_FILE, page.render(metadata, record)), (card.CARD_FILE, card.render(metadata, record))):
+        (directory / name).write_text(text, encoding="utf-8")
+        console.print(f"wrote {directory / name}", soft_wrap=True)
 
 
 @app.command("split")
@@ -202,6 +249,18 @@ def _examples(data: Path, part: str, training: dict[str, Any]) -> list[dataset.E
     raise DataError(f"there is no split {part!r}: use all, train, validation or test")
 
 
+def _taught(
+    files: Iterable[Path], data: Path, part: str, training: dict[str, Any], test: Sequence[dataset.Example]
+) -> list[dataset.Example]:
+    """What peers learn from: the files, and the training part where a held-out part is measured; nothing that is nearly in `test`."""
+    taught = [example for path in files for example in dataset.load_examples(path)]
+    if part in ("test", "validation"):
+        taught += _examples(data, "train", training)
+    if not taught:
+        raise DataError("the peers need something to learn from: give --train FILE, or --split test")
+    return dataset.without_copies(taught, of=test)
+
+
 def _base_of(metadata: dict[str, Any]) -> Path:
     from trainer.recipe import Base
 
@@ -222,14 +281,8 @@ def _summary(figures: dict[str, Any]) -> str:
 
 
 def _progress(what: str) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     return Progress(*columns, console=console, transient=not console.is_terminal, disable=not console.is_terminal and what != "training")
 
 
