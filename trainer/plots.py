@@ -17,7 +17,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8a8f98"
 MOST_LABELS = 24
 """A confusion matrix of more cannot be read."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -126,7 +126,7 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> str:
         axes.plot([r["confidence"] for r in bins], [r["accuracy"] for r in bins], "o", color=BLUE, label="at mean confidence")
         for row in bins:
             axes.annotate(f"{row['n']:.0f}", ((row["low"] + row["high"]) / 2, 0.015), ha="center", fontsize=8)
-        axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="confidence (below: queries in the bin)", ylabel="accuracy")
+        axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="confidence (at the foot of a bar: its queries)", ylabel="accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="upper left")
@@ -155,7 +155,8 @@ def _svg(axes: Axes, name: str) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": name, "svg.id": name}):
-        figure = axes.figure
+        figure = axes.get_figure(root=True)
+        assert figure is not None
         figure.savefig(buffer, format="svg", metadata=nothing)
     element = re.sub(r".*?(?=<svg)", "", buffer.getvalue(), count=1, flags=re.DOTALL)
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", element)

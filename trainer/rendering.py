@@ -8,20 +8,16 @@ from typing import Any
 import jinja2
 
 NOT_RECORDED = "not recorded"
+NONE_SUCH = "no such queries"
+"""What stands for None: it was looked for, and there were none to measure with."""
 
 
 def templates(*, html: bool) -> jinja2.Environment:
-    """Templates with the filters `shown`, `percent`, `decimal`, `count` and, for tables in Markdown, `cell`."""
+    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `part` (of what may be absent) and `cell` (Markdown)."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer"), autoescape=html, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {
-        "shown": lambda value: NOT_RECORDED if _missing(value) else value,
-        "percent": lambda value, places=1: NOT_RECORDED if _missing(value) else f"{100 * value:.{places}f}\N{NO-BREAK SPACE}%",
-        "decimal": lambda value, places=3: NOT_RECORDED if _missing(value) else f"{value:.{places}f}",
-        "count": lambda value: NOT_RECORDED if _missing(value) else f"{value:,.0f}",
-        "cell": lambda value: str(value).replace("|", "\\|").replace("\n", " "),
-    }
+    environment.filters |= {"shown": _shown, "percent": _percent, "decimal": _decimal, "count": _count, "part": _part, "cell": _cell}
     return environment
 
 
@@ -57,5 +53,27 @@ def _of(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: figures[name] for name in ("n", "accuracy", "macro_f1")}
 
 
-def _missing(value: Any) -> bool:
-    return value is None or isinstance(value, jinja2.Undefined)
+def _shown(value: Any, form: str = "") -> str:
+    if isinstance(value, jinja2.Undefined):
+        return NOT_RECORDED
+    return NONE_SUCH if value is None else format(value, form)
+
+
+def _percent(value: Any, places: int = 1) -> str:
+    return _shown(value, f".{places}%").replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def _decimal(value: Any, places: int = 3) -> str:
+    return _shown(value, f".{places}f")
+
+
+def _count(value: Any) -> str:
+    return _shown(value, ",.0f")
+
+
+def _part(value: Any, name: str) -> Any:
+    return value[name] if isinstance(value, Mapping) else value
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

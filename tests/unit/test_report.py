@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def made_up(n_labels: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
         "routed_accuracy": 0.9876,
         "out_of_scope_recall": 0.8642,
         "per_label": {name: {"precision": 0.75, "recall": 0.8, "f1": 0.7742, "n": 50.0} for name in names},
-        "confusions": [{"label": a, "given": b, "count": 3 + i % 4} for i, (a, b) in enumerate(zip(names, names[1:], strict=False))],
+        "confusions": [{"label": a, "given": b, "count": 3 + i % 4} for i, (a, b) in enumerate(itertools.pairwise(names))],
         "reliability": [{"low": 0.8, "high": 0.9, "n": 61, "confidence": 0.8531, "accuracy": 0.8197}],
         "risk_coverage": {"aurc": 0.01357, "points": [{"coverage": 0.4321, "error": 0.0111, "threshold": 0.9511}]},
         "out_of_scope_detection": {"threshold": 0.4567, "recall": 0.7531, "false_alarms": 0.0468},
@@ -92,7 +93,7 @@ def made_up(n_labels: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def tables(page: str) -> Iterator[str]:
-    """The text of every cell in the page's tables, without those that quote settings, hashes and times."""
+    """The text of every cell in the page's tables."""
     for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
         for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL):
             yield unescape(re.sub(r"<[^>]+>", "", cell))
@@ -176,7 +177,7 @@ def test_what_older_training_did_not_record_is_said_to_be_not_recorded() -> None
         assert f"{what}: {NOT_RECORDED}" in page
     assert "91.2\N{NO-BREAK SPACE}%" in page
     assert "91.2\N{NO-BREAK SPACE}%" in text
-    assert f"over all shares routed): {NOT_RECORDED}" in text
+    assert f"surest first: {NOT_RECORDED}" in text
     assert "ee55" in text
 
 
@@ -185,6 +186,16 @@ def test_a_model_that_was_never_evaluated_has_a_page_and_a_card() -> None:
     metadata["evaluation"] = {}
     assert f"How good the model is: {NOT_RECORDED}" in report.render(metadata, {})
     assert NOT_RECORDED in card.render(metadata, {})
+
+
+def test_a_model_without_out_of_scope_queries_is_not_said_to_lack_a_record() -> None:
+    metadata, record = made_up()
+    for name in ("out_of_scope_recall", "risk_coverage", "out_of_scope_detection"):
+        record["evaluation"][name] = None
+    metadata["labels"]["out_of_scope"] = None
+    text = card.render(metadata, record)
+    assert "5 % false alarms, by one threshold on the highest in-scope probability: no such queries" in text
+    assert NOT_RECORDED not in text + report.render(metadata, record).replace(f"<td>{NOT_RECORDED}</td>", "")
 
 
 def test_the_card_tells_labels_licence_data_and_figures() -> None:
