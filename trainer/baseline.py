@@ -17,11 +17,13 @@ import llama_cpp
 
 from trainer.build import build
 from trainer.dataset import Example
+from trainer.evaluate import macro_f1
 from worker.classifier import Classifier, ModelCard
 from worker.classifier.model_file import FORMAT
 
 Kind = Literal["label", "preamble", "invented"]
 ANSWER_TOKENS = 24
+NO_LABEL = "(no label)"
 
 
 def baseline(card: ModelCard, base: Path, examples: Sequence[Example], advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -64,17 +66,17 @@ def _free(card: ModelCard, base: Path, examples: Sequence[Example], advance: Cal
     model = llama_cpp.Llama(str(base), n_ctx=2048, verbose=False)
     prefix = model.tokenize(question_prefix(card).encode(), add_bos=False, special=True)
     suffix = model.tokenize(QUESTION_SUFFIX.encode(), add_bos=False, special=True)
-    right, kinds, used = 0, Counter[Kind](), Counter[str]()
+    given, kinds, used = [], Counter[Kind](), Counter[str]()
     for example in examples:
         query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:512]
         answer = model.create_completion(prefix + query + suffix, max_tokens=ANSWER_TOKENS, temperature=0.0)
         label, kind = judge(answer["choices"][0]["text"], card.labels.names)
         kinds[kind] += 1
         used[label or "(invented)"] += 1
-        right += kind == "label" and label == example.label
+        given.append(label if label and kind == "label" else NO_LABEL)
         advance()
     model.close()
-    return _figures(right, kinds, used, len(examples))
+    return _figures(examples, given, kinds, used)
 
 
 def _constrained(card: ModelCard, base: Path, examples: Sequence[Example], advance: Callable[[], None]) -> dict[str, Any]:
@@ -90,26 +92,28 @@ def _constrained(card: ModelCard, base: Path, examples: Sequence[Example], advan
         "probes": {"tolerance": 0.1, "probes": []},
         "training": {"name": f"{card.name} untuned", "version": "untuned", "base": card.base},
     }
-    right, used = 0, Counter[str]()
+    given: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "untuned.gguf"
         build(base, None, metadata, path)
         classifier = Classifier.open(path)
         for start in range(0, len(examples), 32):
             chunk = examples[start : start + 32]
-            for example, decision in zip(chunk, classifier.classify([e.text for e in chunk]), strict=True):
-                used[decision.label] += 1
-                right += decision.label == example.label
+            for decision in classifier.classify([example.text for example in chunk]):
+                given.append(decision.label)
                 advance()
         classifier.close()
-    return _figures(right, Counter[Kind]({"label": len(examples)}), used, len(examples))
+    return _figures(examples, given, Counter[Kind]({"label": len(examples)}), Counter(given))
 
 
-def _figures(right: int, kinds: Counter[Kind], used: Counter[str], n: int) -> dict[str, Any]:
+def _figures(examples: Sequence[Example], given: Sequence[str], kinds: Counter[Kind], used: Counter[str]) -> dict[str, Any]:
+    truth, n = [example.label for example in examples], len(examples)
+    right = sum(a == b for a, b in zip(given, truth, strict=True))
     label, count = used.most_common(1)[0]
     return {
         "right": right,
         "accuracy": round(right / n, 4),
+        "macro_f1": round(macro_f1(truth, given), 4),
         "preamble": kinds["preamble"],
         "invented": kinds["invented"],
         "most_used": {"label": label, "share": round(count / n, 4)},

@@ -12,17 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import build, publish, registry
-from trainer.dataset import DataError, part_of
-from trainer.recipe import Gate
 from trainer.registry import Judgement
+from trainer.terminal import Directory, Json, console
 
 app = typer.Typer()
-err = Console(stderr=True)
-REFUSED = 3
-"""Exit code where a gate refused a model, or a form of one."""
-
-Directory = Annotated[Path, typer.Argument(help="A model's directory, such as models/household.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
 
 
 @app.command()
@@ -51,7 +44,7 @@ def rollback(
 ) -> None:
     """Build an earlier version again from what was kept of it, check it, and put it in place."""
     before = publish.version_in_place(model)
-    with err.status("building"):
+    with console.status("building"):
         entry = publish.rollback(model, to)
     _say_published(model, entry.version, before)
 
@@ -61,40 +54,6 @@ def publish_command(model: Directory) -> None:
     """Publish what the last run left unpublished, although the gate refused it."""
     entry = publish.publish(model, Judgement(passed=False, reasons=("published by hand",)))
     _say_published(model, entry.version, entry.replaced)
-
-
-@app.command("parity")
-def parity_command(
-    model: Annotated[Path, typer.Argument(help="A Pointsman GGUF.")],
-    data: Annotated[Path, typer.Option(help="A JSON array or JSONL of {instruction, input, output}, or CSV text,label.")],
-    split: Annotated[str, typer.Option(help="all, train, validation or test.")] = "validation",
-    forms: Annotated[list[str] | None, typer.Option("--format", help="A weight format; may be given again. Else all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Whether the model answers alike in other weight formats. Exit code 3 if not in one of them."""
-    from trainer import parity
-
-    unknown = sorted(set(forms or ()) - set(parity.FORMATS))
-    if unknown:
-        raise DataError(f"there is no format {', '.join(unknown)}: use {', '.join(parity.FORMATS)}")
-    card = build.read_metadata(build.directory_of(model))
-    texts = [example.text for example in part_of(data, split, card["training"])]
-    with err.status("comparing") as status:
-        found = list(parity.in_formats(model, texts, forms or parity.FORMATS, lambda form: status.update(f"comparing with {form}")))
-    complaints = [words for each in found if (words := parity.complaint(each, Gate()))]
-    if as_json:
-        print(json.dumps({"n": len(texts), "formats": [asdict(each) for each in found], "complaints": complaints}))
-    else:
-        table = Table(title=f"{model.name} and its other formats on {len(texts)} queries of {data.name} ({split})")
-        for column in ("format", "same label", "probabilities apart, mean", "largest"):
-            table.add_column(column, justify="left" if column == "format" else "right")
-        for each in found:
-            table.add_row(each.form, f"{each.same_label:.1%}", f"{each.mean_difference:.4f}", f"{each.largest_difference:.4f}")
-        Console().print(table)
-        for words in complaints:
-            err.print(words, style="red", soft_wrap=True)
-    if complaints:
-        raise typer.Exit(REFUSED)
 
 
 @app.command("harvest")
@@ -130,4 +89,4 @@ def harvest_command(
 
 def _say_published(model: Path, version: str, before: str | None) -> None:
     place = f" in the place of {before}" if before else ""
-    err.print(f"published {build.model_file_of(model)}, version {version}{place}", soft_wrap=True)
+    console.print(f"published {build.model_file_of(model)}, version {version}{place}", soft_wrap=True)

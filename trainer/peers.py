@@ -20,17 +20,12 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
-from sklearn.svm import LinearSVC
 
 from trainer.dataset import Example
 from trainer.network import log_probabilities
+from trainer.yardsticks import Labels, Predict, tfidf_svm
 from worker.classifier import Classifier
-
-Labels = Sequence[str]
-Predict = Callable[[Sequence[str]], Labels]
 
 MINILM_PACKAGE = "all_minilm_l6_v2"
 _TORCH_BATCH = 32
@@ -100,16 +95,6 @@ def compare(
 
 def as_dict(peers: Sequence[Peer], peak: Peak) -> dict[str, Any]:
     return {"peers": [asdict(peer) for peer in peers], "peak": asdict(peak)}
-
-
-def tfidf_svm(train: Sequence[Example]) -> Predict:
-    """Words and pairs of words, characters by two to five, a linear support vector machine."""
-    features = make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-    )
-    model = make_pipeline(features, LinearSVC(C=1.0))
-    model.fit([example.text for example in train], [example.label for example in train])
-    return lambda texts: list(model.predict(list(texts)))
 
 
 def minilm_regression(train: Sequence[Example]) -> Predict:

@@ -210,6 +210,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "base_file": recipe.base.file,
             "recipe": recipe.model_dump(mode="json", include={"training", "split", "review"}),
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
+            "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,
             "losses": log.losses,
             "eval_losses": log.eval_losses,

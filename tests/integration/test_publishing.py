@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from tests.support import DATA, MODEL_DIRECTORY
 from trainer import build, publish, registry, sft
 from trainer.cli import app
-from trainer.lifecycle import REFUSED
+from trainer.terminal import REFUSED
 from worker.classifier import Classifier
 from worker.classifier.model_file import content_hash
 

@@ -62,14 +62,30 @@ def fit_temperature(log_probs: Floats, truth: Sequence[int]) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def expected_calibration_error(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int = 10) -> float:
-    """ECE over equal-width bins (Naeini et al. 2015): the mean gap between confidence and accuracy."""
-    if len(confidences) == 0:
-        return 0.0
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions of like confidence, and how often they are right."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    """Their mean."""
+    accuracy: float
+
+
+def reliability(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int = 10) -> list[Bin]:
+    """Equal-width bins of confidence, lowest first; those that hold nothing are left out."""
     slot = np.minimum((confidences * bins).astype(int), bins - 1)
-    gaps = [
-        abs(float(confidences[slot == index].mean()) - float(correct[slot == index].mean())) * int((slot == index).sum())
-        for index in range(bins)
-        if bool((slot == index).any())
-    ]
-    return sum(gaps) / len(confidences)
+    found = []
+    for index in np.unique(slot).tolist():
+        inside = slot == index
+        mean, right = float(confidences[inside].mean()), float(correct[inside].mean())
+        found.append(Bin(index / bins, (index + 1) / bins, int(inside.sum()), mean, right))
+    return found
+
+
+def expected_calibration_error(confidences: Floats, correct: npt.NDArray[np.bool_], bins: int = 10) -> float:
+    """ECE (Naeini et al. 2015): the mean gap between confidence and accuracy over the bins of `reliability`."""
+    gaps = [abs(row.confidence - row.accuracy) * row.n for row in reliability(confidences, correct, bins)]
+    return sum(gaps) / max(1, len(confidences))
