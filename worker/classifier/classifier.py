@@ -109,7 +109,8 @@ class Classifier:
         """
         probes, tolerance = self.card.probes, self.card.probe_tolerance
         for probe, decision in zip(probes, self.classify([probe.text for probe in probes]), strict=True):
-            wrong = decision.label != probe.label or abs(decision.confidence - probe.probability) > tolerance
+            near = abs(decision.confidence - probe.probability) <= tolerance  # false for NaN too
+            wrong = decision.label != probe.label or not near
             if wrong and not decision.truncated:
                 raise ModelFileError(
                     f"{self._model.path} fails its self-check: a probe must give {probe.label} "
