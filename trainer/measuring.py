@@ -103,7 +103,7 @@ def peers(
 
     metadata = building.read_metadata(building.directory_of(model))
     test = dataset.part_of(data, split, metadata["training"])
-    taught = _taught(train or [], data, split, metadata["training"], test)
+    taught = learnt_from(train or [], data, split, metadata["training"], test)
     with progress("comparing") as bar:
         task = bar.add_task("comparing", total=None)
         found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what))
@@ -152,7 +152,7 @@ def report(
     if data is not None:
         examples = dataset.part_of(data, split, training)
         dataset.check_labels(examples, [label["name"] for label in metadata["labels"]["labels"]])
-        taught = _taught(train or [], data, split, training, examples) if peers else []
+        taught = learnt_from(train or [], data, split, training, examples) if peers else []
         base = (Base.recorded_in(training).path(), baseline) if baseline else None
         gguf = building.model_file_of(model) if model.is_dir() else model
         record = figures.record_for(examples, data, split, version, record)
@@ -203,16 +203,19 @@ def parity_command(
         raise typer.Exit(REFUSED)
 
 
-def _taught(
+def learnt_from(
     files: Iterable[Path], data: Path, part: str, training: dict[str, Any], test: Sequence[dataset.Example]
 ) -> list[dataset.Example]:
-    """What peers learn from: the files, and the training part where a held-out part is measured; nothing that is nearly in `test`."""
+    """What peers learn from, as the model did: the files, and where a held-out part is measured the training part too.
+
+    There the files are without what is nearly in `test`. Files beside a test file of its own are taken as they are.
+    """
     taught = [example for path in files for example in dataset.load_examples(path)]
     if part in ("test", "validation"):
-        taught += dataset.part_of(data, "train", training)
+        taught = dataset.without_copies(taught, of=test) + dataset.part_of(data, "train", training)
     if not taught:
         raise DataError("the peers need something to learn from: give --train FILE, or --split test")
-    return dataset.without_copies(taught, of=test)
+    return taught
 
 
 def _summary(figures: dict[str, Any]) -> str:
