@@ -281,6 +281,16 @@ def test_an_operator_can_look_at_dead_letters_replay_and_purge_them_and_follow_w
     assert guarded.refusals() == []
 
 
+def test_an_operator_can_add_corrections_and_harvest_them(guarded: Guarded, tmp_path: Path) -> None:
+    Redis.from_url(guarded.url("operator")).xadd("pointsman:corrections", {"id": "1", "text": "My pump hums", "label": "pool"})
+    where = ("--redis-url", guarded.url("operator"), "--namespace", "pointsman", "--output", tmp_path / "corrections.json")
+    done = command("harvest", *where, "--trim", "--json", module="trainer")
+    assert done.returncode == 0, done.stderr.decode()
+    harvested = json.loads(done.stdout)
+    assert (harvested["new"], harvested["trimmed"]) == (1, 1)
+    assert guarded.refusals() == []
+
+
 @pytest.mark.parametrize("user", ["pointsman", "operator"])
 def test_doctor_finds_nothing_wrong_and_shows_no_password(guarded: Guarded, user: str, model_file: Path) -> None:
     settings: dict[str, Any] = {"redis_url": guarded.url(user), "model": model_file, "retention": "delete", "deduplicate_by": "id"}
