@@ -35,7 +35,8 @@ def llama_server(binary: Path, model: Path, card: ModelCard) -> Iterator[Callabl
     command = [
         *(str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
         *("--parallel", str(SLOTS), "--ctx-size", str(SLOTS * _CELLS_PER_SLOT), "--threads", str(available_cores())),
-        *("--flash-attn", "on", "--no-webui"),
+        # The same texts come again each round: what the server keeps of old prompts in memory would answer them.
+        *("--flash-attn", "on", "--no-webui", "--cache-ram", "0"),
     ]
     with tempfile.TemporaryFile() as log:
         try:
