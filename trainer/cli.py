@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -141,5 +141,13 @@ def main() -> None:
     try:
         app()
     except (RecipeError, DataError, BuildError, PublishError, ModelFileError) as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("trainer", "worker"):
+            raise
+        _fail(f"{error.name} is not installed: `make setup` installs the trainer's libraries (pip: the extra `train`)")
+
+
+def _fail(why: str) -> NoReturn:
+    console.print(f"error: {why}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
