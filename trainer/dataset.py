@@ -6,13 +6,13 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.files import write_whole
 from trainer.near_duplicates import near_duplicate_clusters, near_duplicates, words
 
 Part = Literal["train", "validation", "test"]
@@ -125,13 +125,8 @@ def write_fields(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     else:
         lines = [json.dumps(fields, ensure_ascii=False) for fields in rows]
         content = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "\n".join(lines) + "\n"
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content.encode("utf-8", errors="backslashreplace"))  # half a surrogate pair becomes its escape in JSON
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, content.encode("utf-8", errors="backslashreplace"))  # half a surrogate pair becomes its escape in JSON
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from typing import Any
 from trainer import baseline as asking
 from trainer import build, dataset, evaluate, yardsticks
 from trainer.dataset import DataError, Example
+from trainer.files import write_json
 from worker.classifier import Classifier, EngineOptions
-from worker.classifier.cores import available_cores
+from worker.classifier.cores import available_cores, cpu_name
 from worker.classifier.formats import FORMATS, forget, in_format
 from worker.classifier.model_file import KEYS, ModelFileError, content_hash, load, parse_card
 
@@ -68,9 +68,7 @@ def record_for(examples: Sequence[Example], data: Path, split: str, version: str
 
 def write_record(directory: Path, record: dict[str, Any]) -> Path:
     path = directory / RECORD_FILE
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, record)
     return path
 
 
@@ -126,8 +124,9 @@ def _spread(examples: Sequence[Example], number: int) -> list[Example]:
 
 def _yardsticks(taught: Sequence[Example], examples: Sequence[Example]) -> dict[str, Any]:
     texts, truth = [example.text for example in examples], [example.label for example in examples]
-    found: dict[str, Any] = {"taught": len(taught), "majority": {"label": yardsticks.majority(taught)([""])[0]}, "tfidf_svm": {}}
-    for name, predict in (("majority", yardsticks.majority(taught)), ("tfidf_svm", yardsticks.tfidf_svm(taught))):
+    majority = yardsticks.majority(taught)
+    found: dict[str, Any] = {"taught": len(taught), "majority": {"label": majority([""])[0]}, "tfidf_svm": {}}
+    for name, predict in (("majority", majority), ("tfidf_svm", yardsticks.tfidf_svm(taught))):
         given = predict(texts)
         accuracy = sum(a == b for a, b in zip(given, truth, strict=True)) / len(truth)
         found[name] |= {"accuracy": round(accuracy, 4), "macro_f1": round(evaluate.macro_f1(truth, given), 4)}
@@ -162,7 +161,7 @@ def _weight_formats(model: Path, examples: Sequence[Example], step: Step) -> dic
         "tokens_per_s": round(own["tokens"] / own["seconds"]),
         "to_original": 1.0,
     }
-    return {"n": len(examples), "cpu": _cpu(), "cores": available_cores(), "rows": [as_it_is, *rows]}
+    return {"n": len(examples), "cpu": cpu_name(), "cores": available_cores(), "rows": [as_it_is, *rows]}
 
 
 def _one_format(
@@ -195,10 +194,3 @@ def _one_format(
         "tokens_per_s": round(tokens / seconds),
         "to_original": round(median(ratios), 2),
     }
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

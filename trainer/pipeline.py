@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from trainer import build, dataset, evaluate, gate, parity, publish
 from trainer.dataset import Example
+from trainer.files import write_json
 from trainer.recipe import Recipe, RecipeError, with_labels_of
 from trainer.registry import Judgement
 from worker.classifier import Classifier
@@ -80,7 +80,7 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     metadata = _metadata(recipe, codes, parts, log)
     metadata = _measure(recipe, base, metadata, parts, work, say)
     metadata["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
-    _write_json(work / build.METADATA_FILE, metadata)
+    write_json(work / build.METADATA_FILE, metadata)
     candidate = publish.candidate_file(recipe.output)
     build.build(base, build.read_adapter(adapter_path), metadata, candidate)
 
@@ -267,9 +267,3 @@ def _measure(
             probes.append({"text": example.text, "label": name, "probability": probability})
     metadata["probes"]["probes"] = probes
     return metadata
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer import build, registry, runtimes
+from trainer.files import sync, write_whole
 from trainer.recipe import Base
-from trainer.registry import Judgement, PublishError, Version, sync
+from trainer.registry import Judgement, PublishError, Version
 from worker.classifier import Classifier
 from worker.classifier.model_file import content_hash
 
@@ -124,7 +125,7 @@ def mend(directory: Path) -> None:
     if version is not None and not _belong_together(directory, version):
         kept = directory / VERSIONS / version
         if _belong_together(kept, version):
-            _copy(kept / build.ADAPTER_FILE, directory / build.ADAPTER_FILE)
+            write_whole(directory / build.ADAPTER_FILE, (kept / build.ADAPTER_FILE).read_bytes())
 
 
 def build_model(directory: Path, progress: Progress = lambda _done, _total: None) -> None:
@@ -146,8 +147,8 @@ def candidate_file(directory: Path) -> Path:
 
 def _put_in_place(source: Path, directory: Path, gguf: Path) -> None:
     """The order matters: see the top of this module. The GGUF is made the newest, as make wants it."""
-    _copy(source / build.METADATA_FILE, directory / build.METADATA_FILE)
-    _copy(source / build.ADAPTER_FILE, directory / build.ADAPTER_FILE)
+    write_whole(directory / build.METADATA_FILE, (source / build.METADATA_FILE).read_bytes())
+    write_whole(directory / build.ADAPTER_FILE, (source / build.ADAPTER_FILE).read_bytes())
     model = build.model_file_of(directory)
     sync(gguf)
     os.utime(gguf)
@@ -219,14 +220,6 @@ def _publishing(directory: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(lock)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Atomically."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    sync(partial)
-    os.replace(partial, target)
 
 
 def _sha256(path: Path) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from trainer.files import write_whole
 
 REGISTRY_FILE = "registry.json"
 
@@ -71,10 +72,7 @@ def register(directory: Path, entry: Version) -> None:
     known = registry.setdefault(directory.name, [])
     place = next((index for index, each in enumerate(known) if each.version == entry.version), len(known))
     known[place : place + 1] = [entry]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(_Registry.dump_json(registry, indent=1) + b"\n")
-    sync(partial)
-    os.replace(partial, path)
+    write_whole(path, _Registry.dump_json(registry, indent=1) + b"\n")
 
 
 def _read(path: Path) -> dict[str, list[Version]]:
@@ -84,12 +82,6 @@ def _read(path: Path) -> dict[str, list[Version]]:
         return {}
     except (OSError, ValidationError) as error:
         raise PublishError(f"cannot read the registry {path} ({error}): restore it, or remove it to begin a new one") from error
-
-
-def sync(path: Path) -> None:
-    """Onto the disk: else a rename may outlive a power failure that the content does not."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def now() -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.files import write_whole
 from worker.classifier.grammar import gbnf
 
 MODELFILE, GRAMMAR = "Modelfile", "labels.gbnf"
@@ -41,6 +42,4 @@ def write(directory: Path, metadata: Mapping[str, Any], model: Path) -> None:
         GRAMMAR: gbnf([label["code"] for label in metadata["labels"]["labels"]]),
     }
     for name, text in files.items():
-        partial = directory / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, directory / name)
+        write_whole(directory / name, text.encode())

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from worker.bench import engine, service
 from worker.classifier import Classifier, EngineOptions, tuning
-from worker.classifier.cores import available_cores
+from worker.classifier.cores import available_cores, cpu_name
 from worker.classifier.engine import system_info
 from worker.embedded_redis import embedded_redis
 from worker.settings import Settings
@@ -137,12 +137,11 @@ def bench(
 
 def machine(model: Path, options: EngineOptions) -> dict[str, Any]:
     """What the figures were made on and with."""
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     classifier = Classifier.open(model)
     card, weights = classifier.card, classifier.weight_format
     classifier.close()
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": available_cores(),
         "features": system_info(),
         "model": f"{card.name} {card.version} ({card.base})",

@@ -1,4 +1,4 @@
-"""How many cores this process may use: what its affinity allows, cut by the CPU quota of its cgroups (containers).
+"""Which CPU, and how many cores of it this process may use: what its affinity allows, cut by the CPU quota of its cgroups (containers).
 
 llama.cpp with a thread more than it has cores for is several times slower, since every thread waits for the last.
 """
@@ -6,6 +6,7 @@ llama.cpp with a thread more than it has cores for is several times slower, sinc
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -51,3 +52,11 @@ def _quota(directory: Path) -> float | None:
         return None if quota_us <= 0 else quota_us / int((directory / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself; its architecture where it does not say."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
