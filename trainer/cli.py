@@ -38,6 +38,9 @@ def run(
     validation: Annotated[Path | None, typer.Option(help="Instead of the recipe's validation file.", show_default=False)] = None,
     test: Annotated[Path | None, typer.Option(help="Instead of the recipe's test file.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Instead of the recipe's output directory.", show_default=False)] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="codes, or to compare with: names. Instead of the recipe's.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Publish the model even if the gate refuses it.")] = False,
 ) -> None:
     """Train the model that a recipe describes; publish its GGUF unless it is worse than the present one.
@@ -46,8 +49,10 @@ def run(
     """
     from trainer import pipeline  # needs the training libraries, which building and splitting do not
 
-    given = {"data": data, "validation": validation, "test": test, "output": output}
-    loaded = load_recipe(recipe, {name: path for name, path in given.items() if path is not None})
+    given: dict[str, object] = {"data": data, "validation": validation, "test": test, "output": output, "answers": answers}
+    if answers == "names":
+        given["codes"] = {}
+    loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
     with progress("training") as bar:
         task = bar.add_task("training", total=None)
 

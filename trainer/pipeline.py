@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate, gate, parity, publish
+from trainer import build, dataset, evaluate, gate, parity, publish, thresholds
 from trainer.dataset import Example
 from trainer.files import write_json
 from trainer.recipe import Recipe, RecipeError, with_labels_of
 from trainer.registry import Judgement
-from worker.classifier import Classifier
-from worker.classifier.calibration import Floats, fit_temperature
-from worker.classifier.labels import choose_codes
+from worker.classifier import Classifier, Decision
+from worker.classifier.calibration import Floats
+from worker.classifier.labels import agreement, choose_codes
 from worker.classifier.model_file import FORMAT, LoadedModel, load
 from worker.classifier.prompt import encode_query
 
@@ -65,16 +65,15 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
 
     base = recipe.base.path()
     vocabulary = load(base, vocab_only=True)
-    codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False), recipe.codes)
-    code_ids = [vocabulary.tokenize(code, parse_special=False)[0] for code in codes]
-    tokens = {part: _tokens(recipe, vocabulary, code_ids, parts[part]) for part in ("train", "validation")}
+    codes, answer_ids = _answers(recipe, vocabulary)
+    tokens = {part: _tokens(recipe, vocabulary, answer_ids, parts[part]) for part in ("train", "validation")}
     vocabulary.close()
 
     work = recipe.output / publish.CANDIDATE
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     adapter_path = work / build.ADAPTER_FILE
-    log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], code_ids, adapter_path, training_progress)
+    log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], answer_ids, adapter_path, training_progress)
     say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
 
     metadata = _metadata(recipe, codes, parts, log)
@@ -138,8 +137,8 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -
     answers = [decision.label for decision in evaluate.decide(classifier, test)]
     card = classifier.card
     classifier.close()
-    right = sum(a == e.label for a, e in zip(answers, test, strict=True))
-    say(f"replaces  {path}, version {card.version}, test accuracy {right / len(test):.4f}")
+    accuracy = agreement(answers, [example.label for example in test])
+    say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
     measured_on = card.training.get("data_sha256")
     if isinstance(measured_on, dict) and measured_on.get("test") != dataset.fingerprint(test):
         say("          its own test split was another: it may have been trained on some of these examples")
@@ -173,12 +172,23 @@ def _judge(recipe: Recipe, candidate: Path, published: Published | None, test: S
     return gate.compare(published.answers, answers, test, published.labels, list(recipe.labels), recipe.gate)
 
 
-def _tokens(recipe: Recipe, vocabulary: LoadedModel, code_ids: Sequence[int], examples: Sequence[Example]) -> list[Any]:
+def _answers(recipe: Recipe, vocabulary: LoadedModel) -> tuple[Sequence[str], list[list[int]]]:
+    """What the model answers for each label, and its token ids."""
+
+    def tokenize(text: str) -> list[int]:
+        return vocabulary.tokenize(text, parse_special=False)
+
+    names = list(recipe.labels)
+    codes = choose_codes(names, tokenize, recipe.codes) if recipe.answers == "codes" else [f" {name}" for name in names]
+    return codes, [tokenize(code) for code in codes]
+
+
+def _tokens(recipe: Recipe, vocabulary: LoadedModel, answer_ids: Sequence[list[int]], examples: Sequence[Example]) -> list[Any]:
     from trainer.sft import TokenExample
 
     prefix = vocabulary.tokenize(recipe.prompt.prefix, parse_special=True, add_special=True)
     suffix = vocabulary.tokenize(recipe.prompt.suffix, parse_special=True)
-    answer = dict(zip(recipe.labels, code_ids, strict=True))
+    answer = dict(zip(recipe.labels, answer_ids, strict=True))
 
     def plain(text: str) -> list[int]:
         return vocabulary.tokenize(text, parse_special=False)
@@ -208,7 +218,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "base_licence": recipe.base.licence,
             "base_package": recipe.base.package,
             "base_file": recipe.base.file,
-            "recipe": recipe.model_dump(mode="json", include={"training", "split", "review"}),
+            "recipe": recipe.model_dump(mode="json", include={"training", "split", "review", "answers"}),
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,
@@ -233,37 +243,34 @@ def _measure(
         classifier = Classifier.open(draft)
         queries = [classifier.encode(example.text) for example in validation]
         scores = classifier.log_probabilities(queries)
-        temperature = fit_temperature(scores, [names.index(example.label) for example in validation])
         classifier.close()
-
-        calibration = {"temperature": round(temperature, 4), "threshold": 0.0, "thresholds": {}}
+        truth = [names.index(example.label) for example in validation]
+        calibration = thresholds.calibrate(scores, truth, names, recipe.out_of_scope, recipe.review)
         metadata = metadata | {"calibration": calibration}
-        build.build(base, adapter, metadata, draft)
-        classifier = Classifier.open(draft)
-        decisions = evaluate.decide(classifier, validation)
-        truth = [example.label for example in validation]
-        threshold = evaluate.choose_threshold(decisions, truth, recipe.out_of_scope, recipe.review.precision)
-        calibration["threshold"] = round(threshold, 4)
-        classifier.close()
-        say(f"calibrate temperature {temperature:.3f}, threshold {threshold:.3f} on validation")
+        say("calibrate on validation: " + thresholds.in_words(calibration))
 
         metadata["training"]["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
         build.build(base, adapter, metadata, draft)
         classifier = Classifier.open(draft)
-        for part in (part for part in ("validation", "test") if parts[part]):
-            figures = evaluate.evaluate(classifier, parts[part], evaluate.decide(classifier, parts[part]))
+        decided = {part: evaluate.decide(classifier, parts[part]) for part in dataset.PARTS[1:] if parts[part]}
+        for part, decisions in decided.items():
+            figures = evaluate.evaluate(classifier, parts[part], decisions)
             metadata["evaluation"][part] = figures.as_dict()
             say(f"evaluate  {part}: accuracy {figures.accuracy:.4f}, macro-F1 {figures.macro_f1:.4f}, ECE {figures.ece:.4f}")
         classifier.close()
     finally:
         draft.unlink(missing_ok=True)
 
+    metadata["probes"]["probes"] = choose_probes(names, validation, decided["validation"])
+    return metadata
+
+
+def choose_probes(names: Sequence[str], examples: Sequence[Example], decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    """The surest right answer of each label: what a worker asks the model when it loads it."""
     probes = []
     for name in names:
-        sure = [(d, e) for d, e in zip(decisions, validation, strict=True) if d.label == e.label == name]
+        sure = [(d, e) for d, e in zip(decisions, examples, strict=True) if d.label == e.label == name]
         if sure:
             decision, example = max(sure, key=lambda pair: pair[0].confidence)
-            probability = round(decision.confidence, 4)
-            probes.append({"text": example.text, "label": name, "probability": probability})
-    metadata["probes"]["probes"] = probes
-    return metadata
+            probes.append({"text": example.text, "label": name, "probability": round(decision.confidence, 4)})
+    return probes

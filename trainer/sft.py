@@ -1,8 +1,8 @@
 """Supervised fine-tuning of a LoRA adapter with TRL, on the prompt that the worker serves.
 
 The base GGUF is de-quantised into torch; token ids come from the worker's own tokenizer, so what is trained
-is what is served; the loss is on the answer code alone. The result is written as a llama.cpp LoRA adapter
-(GGUF), which `trainer.build` merges with the base.
+is what is served; the loss is on the answer alone: on its code or, to compare with, TRL's own on the label's name. The result
+is written as a llama.cpp LoRA adapter (GGUF), which `trainer.build` merges with the base.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
-from trainer.network import log_probabilities
+from trainer.network import answer_log_probabilities, from_gguf
 from trainer.recipe import Recipe
 
 OTHER_TOKENS_WEIGHT = 0.2
@@ -33,10 +34,10 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """Token ids of prefix, query and suffix, and the id of the right code."""
+    """Token ids of prefix, query and suffix, and those of the right answer: one where it is a code."""
 
     prompt_ids: list[int]
-    code_id: int
+    answer_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def train_adapter(
     base: Path,
     train: Sequence[TokenExample],
     validation: Sequence[TokenExample],
-    code_ids: Sequence[int],
+    answer_ids: Sequence[Sequence[int]],
     output: Path,
     progress: Progress,
 ) -> TrainingLog:
@@ -71,19 +72,21 @@ def train_adapter(
     settings = recipe.training
     transformers.set_seed(settings.seed)
     on_gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.bfloat16, attn_implementation="eager")
+    model = from_gguf(base, attn_implementation="eager")
     _forget_quantisation(model)
     tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-    trainer = _CodeTrainer(
-        code_ids=code_ids,
-        smoothing=settings.label_smoothing,
-        token_dropout=settings.token_dropout,
+    kind, end = trl.SFTTrainer, [model.config.eos_token_id]
+    if recipe.answers == "codes":
+        code_ids = [code for (code,) in answer_ids]
+        kind = partial(_CodeTrainer, code_ids=code_ids, smoothing=settings.label_smoothing, token_dropout=settings.token_dropout)
+        end = []
+    trainer = kind(
         model=model,
         processing_class=tokenizer,
-        train_dataset=_dataset(train),
-        eval_dataset=_dataset(validation),
+        train_dataset=_dataset(train, end),
+        eval_dataset=_dataset(validation, end),
         peft_config=LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
@@ -124,7 +127,7 @@ def train_adapter(
     write_adapter(trainer.model, recipe, output)
     trainer.model.eval()
     with torch.autocast(trainer.model.device.type, torch.bfloat16):
-        answers = log_probabilities(trainer.model.get_base_model(), [example.prompt_ids for example in validation], code_ids)
+        answers = answer_log_probabilities(trainer.model.get_base_model(), [example.prompt_ids for example in validation], answer_ids)
     history = trainer.state.log_history
     return TrainingLog(
         losses=[(row["step"], row["loss"]) for row in history if "loss" in row],
@@ -142,11 +145,12 @@ def _forget_quantisation(model: Any) -> None:
     model.config.__dict__.pop("quantization_config", None)
 
 
-def _dataset(examples: Sequence[TokenExample]) -> Dataset:
+def _dataset(examples: Sequence[TokenExample], end: list[int]) -> Dataset:
+    """`end` follows every answer."""
     return Dataset.from_dict(
         {
-            "input_ids": [[*example.prompt_ids, example.code_id] for example in examples],
-            "completion_mask": [[0] * len(example.prompt_ids) + [1] for example in examples],
+            "input_ids": [[*example.prompt_ids, *example.answer_ids, *end] for example in examples],
+            "completion_mask": [[0] * len(example.prompt_ids) + [1] * len(example.answer_ids + end) for example in examples],
         }
     )
 

@@ -52,6 +52,9 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"split": {}}, "split.seed: Field required"),
         ({"labels": {True: "yes", "car": ""}}, "Input should be a valid string"),
         ({"review": {"precision": 1}}, "review.precision"),
+        ({"review": {"confidence": 0.3}}, "review.confidence"),
+        ({"answers": "names", "codes": {"pool": " pool"}}, "codes: none are used where answers is names"),
+        ({"answers": "letters"}, "answers: Input should be 'codes' or 'names'"),
         ({"gate": {"alpha": 0}}, "gate.alpha"),
         ({"train_only": 5}, "train_only"),
         ({"test": "test.json"}, "split.test: must be 0, since test names a file"),
@@ -96,6 +99,13 @@ def test_a_base_whose_package_lacks_the_file_is_refused() -> None:
 
 def test_a_base_lies_in_its_package() -> None:
     assert Base(name="b", licence="MIT", package="yaml", file="__init__.py").path() == Path(yaml.__file__)
+
+
+def test_a_model_without_a_name_is_named_after_its_output(tmp_path: Path) -> None:
+    path = written(tmp_path, output="models/helpdesk")
+    path.write_text(path.read_text().replace("name: tiny\n", ""))
+    assert load_recipe(path).name == "helpdesk"
+    assert load_recipe(path, {"output": Path("elsewhere/mine")}).name == "mine"
 
 
 def test_there_are_recipes_to_check() -> None:
