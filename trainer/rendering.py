@@ -30,7 +30,7 @@ def shown_evaluation(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> 
         part = "all of" if data["split"] == "all" else f"the {data['split']} part of"
         return f"{part} {data['file']}", record["evaluation"]
     for part in ("test", "validation"):
-        if part in metadata["evaluation"]:
+        if "reviewed" in metadata["evaluation"].get(part, {}):  # where it was calibrated since, not of the test part
             return f"the {part} part, at training", metadata["evaluation"][part]
     return "nothing", {}
 

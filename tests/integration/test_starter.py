@@ -15,7 +15,7 @@ from tests.support import ROOT
 from trainer import build
 from trainer.cli import app
 from trainer.dataset import load_examples
-from trainer.recipe import Base, load_recipe
+from trainer.recipe import load_recipe
 from trainer.registry import versions
 from worker.classifier import Classifier
 
@@ -44,10 +44,10 @@ def with_few_layers(base: Path, output: Path) -> None:
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("starter")
-    small = directory / "base.gguf"
-    with_few_layers(load_recipe(RECIPE).base.path(), small)
+    small, base = directory / "base.gguf", load_recipe(RECIPE).base
+    with_few_layers(base.path(), small)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Base, "path", lambda _: small)
+        patch.setattr(type(base), "path", lambda _: small)
         yield directory
     shutil.rmtree(directory)
 
