@@ -140,9 +140,9 @@ def test_what_is_routed_is_counted_by_label_and_in_all_with_exact_bounds() -> No
     found = evaluate(cast("Classifier", StandIn(lambda _: made)), examples, made)
     bound = {"precision": 0.9, "least_precision": pytest.approx(least_precision(9, 10, 0.95))}
     assert found.routing == [
-        {"label": None, "threshold": None, "answers": 13, "routed": 10} | bound,
-        {"label": "pool", "threshold": 0.5, "answers": 11, "routed": 10} | bound,
-        {"label": "water heater", "threshold": 0.8, "answers": 1, "routed": 0, "precision": None, "least_precision": None},
+        {"label": None, "threshold": None, "answers": 13, "routed": 10, "coverage": 10 / 13} | bound,
+        {"label": "pool", "threshold": 0.5, "answers": 11, "routed": 10, "coverage": 10 / 11} | bound,
+        {"label": "water heater", "threshold": 0.8, "answers": 1, "routed": 0, "coverage": 0.0},
     ]
     assert (found.routed_accuracy, found.reviewed) == (0.9, pytest.approx(3 / 13))
 
