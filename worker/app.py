@@ -118,6 +118,7 @@ class Worker:
         self.streams = Streams(settings.namespace)
         self.redis = connect(settings)
         self.metrics = Metrics()
+        self.metrics.worker(self.streams.queries, settings.group, settings.consumer)
         self.metrics.model(model.card, model.weight_format)
         self.health = Health(
             inference_stuck=lambda: self.pipeline.classifying_for_s > settings.batch_timeout_s,

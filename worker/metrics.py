@@ -64,6 +64,7 @@ class Metrics:
         )
         self._lag = Gauge("pointsman_stream_lag", "Entries not yet read by the group; NaN where Redis cannot say", registry=registry)
         self._pending = Gauge("pointsman_pending", "Entries read by the group and not yet acknowledged", registry=registry)
+        self._worker = Info("pointsman_worker", "Which worker this is: what it reads and its name in the group", registry=registry)
         self._model = Info("pointsman_model", "The model that decides", registry=registry)
         self._model_files = Counter(
             "pointsman_model_swaps",
@@ -115,6 +116,9 @@ class Metrics:
     def backlog(self, lag: int | None, pending: int) -> None:
         self._lag.set(float("nan") if lag is None else lag)
         self._pending.set(pending)
+
+    def worker(self, stream: str, group: str, consumer: str) -> None:
+        self._worker.info({"stream": stream, "group": group, "consumer": consumer})
 
     def model(self, card: ModelCard, weight_format: str) -> None:
         self._model.info({"name": card.name, "version": card.version, "base": card.base, "format": weight_format})

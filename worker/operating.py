@@ -17,6 +17,11 @@ from worker.follow import Followed, follow
 from worker.routing import Streams
 from worker.settings import load_settings
 from worker.terminal import Json, Namespace, RedisUrl, Texts, err, out, run_with_redis, stdin_lines
+from worker.top import live
+from worker.top.scrape import check_url
+from worker.top.view import render
+
+DEFAULT_INTERVAL_S = 2.0
 
 app = typer.Typer()
 dead = typer.Typer(help="Look at the dead stream, and send its entries again.", no_args_is_help=True)
@@ -77,6 +82,54 @@ def _print_followed(item: Followed, as_json: bool) -> None:
         return
     colour = {"review": "yellow", "dead": "red"}.get(item.place, "green")
     out.print(Text.assemble((f"{item.place:<16}", colour), f" {item.note:>7}  ", (item.text, "dim")), soft_wrap=True)
+
+
+@app.command()
+def top(
+    redis_url: RedisUrl = None,
+    namespace: Namespace = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A worker's HTTP address, for its own figures; may be given again, and a name that stands for many is asked at each. "
+            "If not given, POINTSMAN_HTTP_HOST and _PORT are tried.",
+            show_default=False,
+        ),
+    ] = None,
+    interval: Annotated[
+        float | None, typer.Option(min=0.2, help="Seconds from frame to frame, which rates are of; 2 if not given.", show_default=False)
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame, after one interval, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one frame as JSON; with --interval one after the other.")] = False,
+) -> None:
+    """Watch all workers of a group: rates, lag, latency, labels. `q` ends. Shows no texts."""
+    settings = load_settings(redis_url=redis_url, namespace=namespace)
+    urls = tuple(check_url(url) for url in metrics or ())
+    if not (once or as_json or out.is_terminal):
+        raise Fatal("there is no terminal to show it on: --once prints one frame, --json one for machines")
+    interval_s = DEFAULT_INTERVAL_S if interval is None else interval
+
+    async def look() -> None:
+        redis = connect(settings)
+        await check_redis(redis, settings)
+        host = f"[{settings.http_host}]" if ":" in settings.http_host else settings.http_host
+        own = () if urls or not settings.http_port else (check_url(f"http://{host}:{settings.http_port}"),)
+        source = live.Source(redis, Streams(settings.namespace), settings.group, urls or own, expected=bool(urls))
+        if not (once or as_json):
+            await live.watch(source, out, interval_s)
+        else:
+            async for frame in live.frames(source, interval_s):
+                if as_json:
+                    print(json.dumps(frame.as_dict(), ensure_ascii=False), flush=True)
+                else:
+                    with out.capture() as printed:
+                        out.print(render(frame, out.width))
+                    print("\n".join(line.rstrip() for line in printed.get().splitlines()), flush=True)
+                if once or interval is None:
+                    break
+        await redis.aclose()
+
+    run_with_redis(look())
 
 
 @dead.command("list")

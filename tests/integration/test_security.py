@@ -278,6 +278,9 @@ def test_an_operator_can_look_at_dead_letters_replay_and_purge_them_and_follow_w
     assert rows("dead", "purge", "--older-than", "1d") == [{"purged": 1}]
     assert [row["stream"] for row in rows("tail", "--from-start", "--count", "1")] == [queue.streams.topic("pool")]
     assert [row["stream"] for row in rows("send", "one more")] == [queue.streams.queries]
+    guarded.admin.xgroup_create(queue.streams.queries, GROUP, id="0")
+    queue.redis.xadd(queue.streams.dead, {"text": "dead", "pointsman.reason": "poison"})
+    assert [(row["group_exists"], row["dead_reasons"]) for row in rows("top", "--once", "--interval", "0.2")] == [(True, {"poison": 1})]
     assert guarded.refusals() == []
 
 

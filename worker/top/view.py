@@ -1,0 +1,225 @@
+"""How a frame looks, at any width and height. Pure: a frame -> something that rich prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from worker.routing import Streams
+from worker.top.frame import Frame, Output, Worker
+from worker.top.snapshot import RECENT_DEAD
+
+NOTHING = "·"
+UNKNOWN = "?"
+CELL = 10
+"""Width of one figure of the head."""
+NAME = 20
+"""Least width of a name."""
+GAP = 2
+MOST_MODELS = 3
+LONGEST_BAR = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Of the table of workers. The first are kept where the terminal is narrow."""
+
+    title: str
+    width: int
+    cell: Callable[[Worker], Text]
+
+
+def render(frame: Frame, width: int, height: int | None = None) -> RenderableType:
+    """The whole frame.
+
+    Args:
+        height: lines that there are; what does not fit is counted instead. None for no limit.
+    """
+    figures, lines = _figures(frame, width), [_cut(line, width) for line in _lines(frame)]
+    above = 2 + 2 * len(figures) + len(lines)
+    left = None if height is None else max(0, height - above - 2 * 2)  # two tables: an empty line and their titles
+    workers_need, outputs_need = len(frame.workers), len(frame.outputs)
+    outputs_fit = outputs_need if left is None else max(left - workers_need, left // 2)
+    workers_fit = workers_need if left is None else left - min(outputs_need, outputs_fit)
+    parts: list[RenderableType] = [_title(frame, width), Text(), *figures, *lines]
+    if frame.workers:
+        parts += [Text(), _workers(frame.workers, width, workers_fit)]
+    if frame.outputs:
+        parts += [Text(), _outputs(frame, width, outputs_fit)]
+    return Group(*parts)
+
+
+def _title(frame: Frame, width: int) -> Text:
+    title = Text.assemble((_safe(frame.stream), "bold"), f"  group {_safe(frame.group)}")
+    if frame.over_s is not None:
+        title.append(f"  over {frame.over_s:.1f} s", "dim")
+    return _cut(title, width)
+
+
+def _figures(frame: Frame, width: int) -> list[Table]:
+    """The head: as many figures side by side as fit."""
+    lag = Text(UNKNOWN if frame.lag is None and frame.group_exists else _count(frame.lag))
+    cells: list[tuple[str, Text]] = [
+        ("in", Text(_rate(frame.in_per_s), "bold")),
+        ("out", Text(_rate(frame.out_per_s), "bold")),
+        ("lag", lag),
+        ("pending", Text(_count(frame.pending))),
+        ("oldest", Text(seconds(frame.oldest_pending_s))),
+        ("lat. p50", Text(seconds(frame.latency_p50_s))),
+        ("lat. p99", Text(seconds(frame.latency_p99_s))),
+        ("dead", Text(_count(frame.dead), "red" if frame.dead_per_s else "")),
+    ]
+    beside = max(1, min(len(cells), width // CELL))
+    tables = []
+    for start in range(0, len(cells), beside):
+        table = Table.grid(padding=0)
+        row = cells[start : start + beside]
+        for _ in row:
+            table.add_column(width=CELL, no_wrap=True)
+        table.add_row(*(Text(name, "dim") for name, _ in row))
+        table.add_row(*(value for _, value in row))
+        tables.append(table)
+    return tables
+
+
+def _lines(frame: Frame) -> Iterable[Text]:
+    """What is said in words: the newest message, the models, dead letters, what is missing."""
+    if not frame.stream_exists:
+        yield Text(f"there is no stream {_safe(frame.stream)}: no query was sent and no worker has started", "yellow")
+    elif not frame.group_exists:
+        yield Text(f"there is no group {_safe(frame.group)}: no worker has started", "yellow")
+    elif not frame.workers:
+        yield Text("no worker is in the group", "yellow")
+    if frame.newest_age_s is not None:
+        took = "" if frame.newest_latency_s is None else f", took {seconds(frame.newest_latency_s)}"
+        yield Text.assemble(("last out  ", "dim"), f"{seconds(frame.newest_age_s)} ago{took}")
+    if frame.models:
+        shown = ", ".join(_safe(model) for model in frame.models[:MOST_MODELS])
+        more = f" and {len(frame.models) - MOST_MODELS} more" if len(frame.models) > MOST_MODELS else ""
+        yield Text.assemble(("models    " if len(frame.models) > 1 else "model     ", "dim"), shown + more)
+    if frame.dead_reasons and frame.newest_dead_age_s is not None:
+        reasons = ", ".join(f"{_safe(reason)} {count}" for reason, count in frame.dead_reasons.items())
+        of = f" of the newest {RECENT_DEAD}" if frame.dead > RECENT_DEAD else ""
+        yield Text.assemble(("dead      ", "dim"), f"{reasons}{of}; the last {seconds(frame.newest_dead_age_s)} ago")
+    told = sum(worker.not_ready is not None for worker in frame.workers)
+    if frame.workers and told < len(frame.workers):
+        yield Text(f"{told} of {len(frame.workers)} workers tell their own figures; --metrics URL asks others", "dim")
+    if not frame.counts_added:
+        yield Text("Redis before 7.0 counts no additions: rates and totals are those of lengths", "dim")
+    for problem in frame.unreachable:
+        yield Text(_safe(problem), "yellow")
+
+
+def _workers(workers: Sequence[Worker], width: int, fit: int) -> Table:
+    columns = _columns(workers, width)
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+    longest = max(len(worker.consumer) for worker in workers)
+    room = width - sum(column.width + GAP for column in columns) - GAP
+    table.add_column("worker", width=max(len("and 999 more"), min(longest, room)), no_wrap=True, overflow="ellipsis")
+    for column in columns:
+        table.add_column(column.title, width=column.width, no_wrap=True, overflow="ellipsis", justify="left" if _wordy(column) else "right")
+    shown = workers if len(workers) <= fit else workers[: max(0, fit - 1)]
+    for worker in shown:
+        table.add_row(_safe(worker.consumer), *(column.cell(worker) for column in columns))
+    if len(shown) < len(workers):
+        table.add_row(Text(f"and {len(workers) - len(shown)} more", "dim"))
+    return table
+
+
+def _columns(workers: Sequence[Worker], width: int) -> list[Column]:
+    """Those that have anything to show and fit, in the order in which they are shown."""
+    by_worth = [
+        Column("/s", 7, lambda worker: Text(_rate(worker.per_s))),
+        Column("in flight", 9, lambda worker: Text(_count(worker.in_flight))),
+        Column("idle", 7, lambda worker: Text(seconds(worker.idle_s))),
+        Column("state", 9, _state),
+        Column("p99", 7, lambda worker: Text(seconds(worker.latency_p99_s))),
+        Column("batch", 5, lambda worker: Text(NOTHING if worker.batch_size is None else f"{worker.batch_size:.1f}")),
+        Column("model", 22, lambda worker: Text(_safe(worker.model or NOTHING))),
+        Column("p50", 7, lambda worker: Text(seconds(worker.latency_p50_s))),
+    ]
+    order = ["state", "/s", "in flight", "batch", "p50", "p99", "idle", "model"]
+    if not any(worker.not_ready is not None for worker in workers):
+        by_worth = [column for column in by_worth if column.title in ("in flight", "idle")]
+    longest = max(len(worker.consumer) for worker in workers)
+    chosen: list[Column] = []
+    for column in by_worth:
+        taken = sum(each.width + GAP for each in chosen)
+        if taken + column.width + GAP + min(NAME, longest) + GAP <= width:
+            chosen.append(column)
+    return sorted(chosen, key=lambda column: order.index(column.title))
+
+
+def _wordy(column: Column) -> bool:
+    return column.title in ("state", "model")
+
+
+def _state(worker: Worker) -> Text:
+    if worker.not_ready is None:
+        return Text(NOTHING)
+    return Text(", ".join(map(_safe, worker.not_ready)), "red") if worker.not_ready else Text("ready", "green")
+
+
+def _outputs(frame: Frame, width: int, fit: int) -> Table:
+    """The label mix: rates, and of all that was ever added each stream's share."""
+    every = sum(output.total for output in frame.outputs) or 1
+    name_width = max(len("published to"), min(max(len(output.place) for output in frame.outputs), NAME))
+    bar = max(0, min(LONGEST_BAR, width - name_width - (7 + 9 + 6 + 5 * GAP)))
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("published to", width=name_width, no_wrap=True, overflow="ellipsis")
+    for title, size in (("/s", 7), ("total", 9), ("share", 6)):
+        table.add_column(title, width=size, no_wrap=True, justify="right")
+    table.add_column("", width=bar, no_wrap=True)
+    shown = frame.outputs if len(frame.outputs) <= fit else frame.outputs[: max(0, fit - 1)]
+    largest = max(output.total for output in frame.outputs) or 1
+    for output in shown:
+        colour = _colour(output, frame.stream)
+        length = Text("▇" * round(bar * output.total / largest), colour)
+        table.add_row(Text(_safe(output.place), colour), _rate(output.per_s), _count(output.total), f"{output.total / every:.1%}", length)
+    if len(shown) < len(frame.outputs):
+        table.add_row(Text(f"and {len(frame.outputs) - len(shown)} more", "dim"))
+    return table
+
+
+def _colour(output: Output, queries: str) -> str:
+    streams = Streams(queries.rpartition(":")[0])
+    return {streams.review: "yellow", streams.dead: "red"}.get(output.stream, "green")
+
+
+def _safe(name: str) -> str:
+    """Names come from Redis and from the network: what would move the cursor is no part of them."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in name)
+
+
+def _cut(line: Text, width: int) -> Text:
+    line.no_wrap = True
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _count(number: int | None) -> str:
+    if number is None:
+        return NOTHING
+    return f"{number:,}".replace(",", " ") if number < 1_000_000 else f"{number / 1e6:.2f} M"
+
+
+def _rate(per_s: float | None) -> str:
+    if per_s is None:
+        return NOTHING
+    return f"{per_s:.1f}" if per_s < 100 else f"{per_s:.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """A span of time in few characters."""
+    if value is None:
+        return NOTHING
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if value >= 2 * size:
+            return f"{value / size:.0f} {unit}"
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
