@@ -84,6 +84,7 @@ def _announce_with_commands(at: Listening) -> None:
         "\nIn other terminals:\n"
         f'  {command} send "My pool pump is humming"\n'
         f"  {command} tail\n"
+        f"  {command} top --metrics {at.http_url}\n"
         "Ctrl-C stops the worker and this Redis; its data stays.",
         highlight=False,
         soft_wrap=True,
@@ -120,7 +121,7 @@ def _print_decision(text: str, decision: Decision, as_json: bool) -> None:
 
 @app.command()
 def doctor(model: Model = None, redis_url: RedisUrl = None, as_json: Json = False) -> None:
-    """Say what is wrong here: Redis, its permissions, the model, the CPU. Exit code 1 if anything is."""
+    """Say what is wrong here: Redis, permissions, model, CPU. Exit code 1 if anything is. Lists every setting."""
     settings = load_settings(model=model, redis_url=redis_url)
     findings = asyncio.run(diagnosis.examine(settings))
     if as_json:
@@ -143,7 +144,7 @@ def demo(
     queries: Annotated[Path, typer.Option(help='JSON lines of {"text", "label"}, or plain lines.')],
     model: Model = None,
 ) -> None:
-    """Route sample queries through an embedded Redis and a worker, and show where they went."""
+    """Route samples through a Redis and a worker of its own. Shows where they went."""
     settings = load_settings(model=model)
     if not queries.is_file():
         raise Fatal(f"there is no file of queries at {queries}")
@@ -160,7 +161,7 @@ def tune(
     quick: Annotated[bool, typer.Option("--quick", help="Weight formats only, in fewer rounds: under a minute.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the weight format, threads and batches that are fastest on this machine. `run` uses what was found."""
+    """Find what is fastest here: weight format, threads, batches. `run` uses what was found."""
     settings = load_settings(model=model)
     texts = texts or (beside if (beside := settings.model.with_suffix(".test.jsonl")).is_file() else None)
     queue = [sample.text for sample in read_samples(texts)] if texts else []
@@ -209,7 +210,7 @@ def bench(
     save_to: Annotated[Path, typer.Option(help="Where bench.json, latency.csv and latency.png go.")] = Path("bench"),
     as_json: Json = False,
 ) -> None:
-    """Measure engine, pipeline and service, each as a ratio to its limit, on this machine."""
+    """Measure engine, pipeline and service against their limits."""
     settings = load_settings(model=model)
     texts = texts or settings.model.with_suffix(".test.jsonl")
     if not texts.is_file():

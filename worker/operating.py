@@ -24,7 +24,7 @@ from worker.top.view import render
 DEFAULT_INTERVAL_S = 2.0
 
 app = typer.Typer()
-dead = typer.Typer(help="Look at the dead stream, and send its entries again.", no_args_is_help=True)
+dead = typer.Typer(help="List dead letters, send them again, delete old ones.", no_args_is_help=True)
 app.add_typer(dead, name="dead")
 
 
@@ -35,7 +35,7 @@ def send(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Put queries on the stream of queries, as a backend would; prints their ids."""
+    """Put queries on the stream, as a backend would. Prints their ids."""
     settings = load_settings(redis_url=redis_url, namespace=namespace)
     streams = Streams(settings.namespace)
 
@@ -188,7 +188,7 @@ def dead_replay(
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send dead letters again: each moves back to the stream of queries with its original fields."""
+    """Send dead letters again. Each moves back to the stream of queries with its original fields."""
     if not (entry_id or reason or every):
         raise Fatal("say which dead letters to replay: --id ID, --reason REASON or --all")
     settings = load_settings(redis_url=redis_url, namespace=namespace)

@@ -157,10 +157,11 @@ def test_ages_and_dead_letters_are_by_redis_clock() -> None:
     assert (frame.dead, frame.dead_reasons, frame.newest_dead_age_s) == (3, {"empty_text": 2, "poison": 1}, 2.0)
 
 
-def test_review_and_dead_come_first_and_topics_by_whole_percents() -> None:
-    topics = {STREAMS.topic(name): counted(total) for name, total in (("b", 500), ("a", 499), ("c", 900))}
-    frame = frame_of(a_snapshot(0, counted(1), topics | {STREAMS.review: counted(1), STREAMS.dead: counted(1)}))
-    assert [output.place for output in frame.outputs] == ["dead", "review", "c", "a", "b"]
+def test_review_and_dead_come_first_and_then_the_largest_topics() -> None:
+    topics = {STREAMS.topic(name): counted(total) for name, total in (("a", 5), ("b", 5), ("c", 9))}
+    frame = frame_of(a_snapshot(0, counted(1), topics | {STREAMS.review: counted(2), STREAMS.dead: counted(1)}))
+    assert [(output.place, output.kind) for output in frame.outputs[:3]] == [("review", "review"), ("dead", "dead"), ("c", "topic")]
+    assert [output.place for output in frame.outputs[3:]] == ["a", "b"]
 
 
 def test_quantiles_lie_on_a_line_between_the_bounds() -> None:
@@ -185,7 +186,7 @@ def a_full_frame(workers: int, outputs: int, name: str = "host-1234-abcdef") -> 
         workers=tuple(
             Worker(f"{name}-{number}", number, 1e6, 123.4, 8.0, 0.01, 0.02, "household 1d7c24e0ed0d", ()) for number in range(workers)
         ),
-        outputs=tuple(Output(f"ns:topic:{name}-{number}", f"{name}-{number}", 10**number, 1234.5) for number in range(outputs)),
+        outputs=tuple(Output(f"ns:topic:{name}-{number}", "topic", f"{name}-{number}", 10**number, 1234.5) for number in range(outputs)),
         unreachable=("http://somewhere:8080: Connection refused",),
     )
 

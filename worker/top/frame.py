@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from worker.follow import place
 from worker.routing import Streams
@@ -29,8 +29,9 @@ class Output:
     """One output stream: its part of the label mix."""
 
     stream: str
+    kind: Literal["topic", "review", "dead"]
     place: str
-    """A topic, `review` or `dead`."""
+    """The topic's name; `review`, `dead`."""
     total: int
     """Entries ever added; before Redis 7.0, entries that are there."""
     per_s: float | None
@@ -92,6 +93,7 @@ class Frame:
     """Of the newest hundred."""
     newest_dead_age_s: float | None
     outputs: tuple[Output, ...]
+    """Review and dead first, then topics, the largest first."""
     workers: tuple[Worker, ...]
     unreachable: tuple[str, ...]
     """For people: which workers could not be asked, and why."""
@@ -112,7 +114,13 @@ def make_frame(streams: Streams, group: str, now: Reading, before: Reading | Non
     )
     was = {each.consumer: each for each in before.workers.workers} if before and over_s else {}
     outputs = [
-        Output(name, place(name), _total(count), _rate(earlier.outputs.get(name) if earlier else None, count, over_s))
+        Output(
+            name,
+            "dead" if name == streams.dead else "review" if name == streams.review else "topic",
+            place(name),
+            _total(count),
+            _rate(earlier.outputs.get(name) if earlier else None, count, over_s),
+        )
         for name, count in redis.outputs.items()
     ]
     newest, dead = redis.newest, redis.outputs.get(streams.dead)
@@ -141,7 +149,7 @@ def make_frame(streams: Streams, group: str, now: Reading, before: Reading | Non
         dead_per_s=_rate(earlier.outputs.get(streams.dead) if earlier else None, dead, over_s) if dead else None if over_s is None else 0.0,
         dead_reasons=dict(Counter(letter.reason for letter in redis.dead).most_common()),
         newest_dead_age_s=_age(redis.dead[0].died_ms if redis.dead else None, redis.at_ms),
-        outputs=_in_order(outputs, streams),
+        outputs=tuple(sorted(outputs, key=lambda each: (each.kind == "topic", -each.total, each.place))),
         workers=_workers(redis.consumers, figures, was, over_s),
         unreachable=now.workers.failed + strangers,
     )
@@ -163,13 +171,6 @@ def quantile(share: float, buckets: Buckets) -> float | None:
             return lower if math.isinf(bound) else lower + (bound - lower) * (rank - below) / (count - below)
         lower, below = bound, count
     return lower
-
-
-def _in_order(outputs: Sequence[Output], streams: Streams) -> tuple[Output, ...]:
-    """Review and dead, then topics by share: by whole percents, so that lines do not change places at every message."""
-    every = sum(output.total for output in outputs) or 1
-    first = (streams.review, streams.dead)
-    return tuple(sorted(outputs, key=lambda each: (each.stream not in first, -round(100 * each.total / every), each.place)))
 
 
 def _workers(

@@ -138,7 +138,7 @@ def _ask(address: str, url: str) -> Figures | str:
         return f"{where}: {_why(error)}"
 
 
-def _why(error: Exception | str) -> str:
+def _why(error: BaseException | str) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 

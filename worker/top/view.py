@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from worker.routing import Streams
 from worker.top.frame import Frame, Output, Worker
 from worker.top.snapshot import RECENT_DEAD
 
@@ -18,19 +18,26 @@ UNKNOWN = "?"
 CELL = 10
 """Width of one figure of the head."""
 NAME = 20
-"""Least width of a name."""
+"""Width that a name gets before figures do."""
 GAP = 2
 MOST_MODELS = 3
-LONGEST_BAR = 40
+BAR = 30
+COLOURS = {"topic": "green", "review": "yellow", "dead": "red"}
+
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """Of the table of workers. The first are kept where the terminal is narrow."""
+class Column(Generic[Row]):
+    """Of a table of workers or streams."""
 
     title: str
     width: int
-    cell: Callable[[Worker], Text]
+    rank: int
+    """Where the terminal is narrow the lowest are kept."""
+    cell: Callable[[Row], Text]
+    right: bool = True
 
 
 def render(frame: Frame, width: int, height: int | None = None) -> RenderableType:
@@ -49,7 +56,7 @@ def render(frame: Frame, width: int, height: int | None = None) -> RenderableTyp
     if frame.workers:
         parts += [Text(), _workers(frame.workers, width, workers_fit)]
     if frame.outputs:
-        parts += [Text(), _outputs(frame, width, outputs_fit)]
+        parts += [Text(), _outputs(frame.outputs, width, outputs_fit)]
     return Group(*parts)
 
 
@@ -115,47 +122,19 @@ def _lines(frame: Frame) -> Iterable[Text]:
 
 
 def _workers(workers: Sequence[Worker], width: int, fit: int) -> Table:
-    columns = _columns(workers, width)
-    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
-    longest = max(len(worker.consumer) for worker in workers)
-    room = width - sum(column.width + GAP for column in columns) - GAP
-    table.add_column("worker", width=max(len("and 999 more"), min(longest, room)), no_wrap=True, overflow="ellipsis")
-    for column in columns:
-        table.add_column(column.title, width=column.width, no_wrap=True, overflow="ellipsis", justify="left" if _wordy(column) else "right")
-    shown = workers if len(workers) <= fit else workers[: max(0, fit - 1)]
-    for worker in shown:
-        table.add_row(_safe(worker.consumer), *(column.cell(worker) for column in columns))
-    if len(shown) < len(workers):
-        table.add_row(Text(f"and {len(workers) - len(shown)} more", "dim"))
-    return table
-
-
-def _columns(workers: Sequence[Worker], width: int) -> list[Column]:
-    """Those that have anything to show and fit, in the order in which they are shown."""
-    by_worth = [
-        Column("/s", 7, lambda worker: Text(_rate(worker.per_s))),
-        Column("in flight", 9, lambda worker: Text(_count(worker.in_flight))),
-        Column("idle", 7, lambda worker: Text(seconds(worker.idle_s))),
-        Column("state", 9, _state),
-        Column("p99", 7, lambda worker: Text(seconds(worker.latency_p99_s))),
-        Column("batch", 5, lambda worker: Text(NOTHING if worker.batch_size is None else f"{worker.batch_size:.1f}")),
-        Column("model", 22, lambda worker: Text(_safe(worker.model or NOTHING))),
-        Column("p50", 7, lambda worker: Text(seconds(worker.latency_p50_s))),
+    columns: list[Column[Worker]] = [
+        Column("state", 9, 4, _state, right=False),
+        Column("/s", 7, 1, lambda worker: Text(_rate(worker.per_s))),
+        Column("in flight", 9, 2, lambda worker: Text(_count(worker.in_flight))),
+        Column("batch", 5, 6, lambda worker: Text(NOTHING if worker.batch_size is None else f"{worker.batch_size:.1f}")),
+        Column("p50", 7, 8, lambda worker: Text(seconds(worker.latency_p50_s))),
+        Column("p99", 7, 5, lambda worker: Text(seconds(worker.latency_p99_s))),
+        Column("idle", 7, 3, lambda worker: Text(seconds(worker.idle_s))),
+        Column("model", 22, 7, lambda worker: Text(_safe(worker.model or NOTHING)), right=False),
     ]
-    order = ["state", "/s", "in flight", "batch", "p50", "p99", "idle", "model"]
-    if not any(worker.not_ready is not None for worker in workers):
-        by_worth = [column for column in by_worth if column.title in ("in flight", "idle")]
-    longest = max(len(worker.consumer) for worker in workers)
-    chosen: list[Column] = []
-    for column in by_worth:
-        taken = sum(each.width + GAP for each in chosen)
-        if taken + column.width + GAP + min(NAME, longest) + GAP <= width:
-            chosen.append(column)
-    return sorted(chosen, key=lambda column: order.index(column.title))
-
-
-def _wordy(column: Column) -> bool:
-    return column.title in ("state", "model")
+    if all(worker.not_ready is None for worker in workers):
+        columns = [column for column in columns if column.title in ("in flight", "idle")]
+    return _table("worker", workers, lambda worker: Text(_safe(worker.consumer)), columns, width, fit)
 
 
 def _state(worker: Worker) -> Text:
@@ -164,30 +143,37 @@ def _state(worker: Worker) -> Text:
     return Text(", ".join(map(_safe, worker.not_ready)), "red") if worker.not_ready else Text("ready", "green")
 
 
-def _outputs(frame: Frame, width: int, fit: int) -> Table:
+def _outputs(outputs: Sequence[Output], width: int, fit: int) -> Table:
     """The label mix: rates, and of all that was ever added each stream's share."""
-    every = sum(output.total for output in frame.outputs) or 1
-    name_width = max(len("published to"), min(max(len(output.place) for output in frame.outputs), NAME))
-    bar = max(0, min(LONGEST_BAR, width - name_width - (7 + 9 + 6 + 5 * GAP)))
+    every, largest = sum(output.total for output in outputs) or 1, max(output.total for output in outputs) or 1
+    columns: list[Column[Output]] = [
+        Column("/s", 7, 1, lambda output: Text(_rate(output.per_s))),
+        Column("total", 9, 3, lambda output: Text(_count(output.total))),
+        Column("share", 6, 2, lambda output: Text(f"{output.total / every:.1%}")),
+        Column("", BAR, 4, lambda output: Text("▇" * round(BAR * output.total / largest), COLOURS[output.kind]), right=False),
+    ]
+    return _table("published to", outputs, lambda output: Text(_safe(output.place), COLOURS[output.kind]), columns, width, fit)
+
+
+def _table(title: str, rows: Sequence[Row], name: Callable[[Row], Text], columns: Sequence[Column[Row]], width: int, fit: int) -> Table:
+    """Names, and of the columns those that fit beside them; at most `fit` lines below the titles."""
+    longest = max(len(title), *(len(name(row)) for row in rows))
+    room, kept = width - min(longest, NAME) - GAP, []
+    for column in sorted(columns, key=lambda column: column.rank):
+        if column.width + GAP <= room:
+            room -= column.width + GAP
+            kept.append(column)
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("published to", width=name_width, no_wrap=True, overflow="ellipsis")
-    for title, size in (("/s", 7), ("total", 9), ("share", 6)):
-        table.add_column(title, width=size, no_wrap=True, justify="right")
-    table.add_column("", width=bar, no_wrap=True)
-    shown = frame.outputs if len(frame.outputs) <= fit else frame.outputs[: max(0, fit - 1)]
-    largest = max(output.total for output in frame.outputs) or 1
-    for output in shown:
-        colour = _colour(output, frame.stream)
-        length = Text("▇" * round(bar * output.total / largest), colour)
-        table.add_row(Text(_safe(output.place), colour), _rate(output.per_s), _count(output.total), f"{output.total / every:.1%}", length)
-    if len(shown) < len(frame.outputs):
-        table.add_row(Text(f"and {len(frame.outputs) - len(shown)} more", "dim"))
+    table.add_column(title, width=min(longest, min(longest, NAME) + room), no_wrap=True, overflow="ellipsis")
+    chosen = [column for column in columns if column in kept]
+    for column in chosen:
+        table.add_column(column.title, width=column.width, no_wrap=True, overflow="ellipsis", justify="right" if column.right else "left")
+    shown = rows if len(rows) <= fit else rows[: max(0, fit - 1)]
+    for row in shown:
+        table.add_row(name(row), *(column.cell(row) for column in chosen))
+    if len(shown) < len(rows):
+        table.add_row(Text(f"and {len(rows) - len(shown)} more", "dim"))
     return table
-
-
-def _colour(output: Output, queries: str) -> str:
-    streams = Streams(queries.rpartition(":")[0])
-    return {streams.review: "yellow", streams.dead: "red"}.get(output.stream, "green")
 
 
 def _safe(name: str) -> str:
