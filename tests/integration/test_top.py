@@ -281,7 +281,7 @@ def test_redis_may_go_and_come_back_while_it_is_watched(terminal: OpenTerminal, 
     screen = terminal("--interval", "0.2", redis_url=own_redis.url, namespace=own_queue.namespace, http_port=1, redis_timeout_s=1)
     screen.wait_for(lambda lines: "no worker is in the group" in "".join(lines), "a frame")
     own_redis.kill()
-    lines = screen.wait_for(lambda lines: "no answer from Redis" in lines[0], "it to say that Redis is gone")
+    lines = screen.wait_for(lambda lines: "no news from Redis" in lines[0], "it to say that Redis is gone")
     assert own_queue.streams.queries in "".join(lines), "the last frame stays"
     own_redis.start()
     screen.wait_for(lambda lines: "q ends" in lines[0], "it to go on")

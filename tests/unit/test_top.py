@@ -187,7 +187,7 @@ def a_full_frame(workers: int, outputs: int, name: str = "host-1234-abcdef") -> 
             Worker(f"{name}-{number}", number, 1e6, 123.4, 8.0, 0.01, 0.02, "household 1d7c24e0ed0d", ()) for number in range(workers)
         ),
         outputs=tuple(Output(f"ns:topic:{name}-{number}", "topic", f"{name}-{number}", 10**number, 1234.5) for number in range(outputs)),
-        unreachable=("http://somewhere:8080: Connection refused",),
+        unreachable=("http://somewhere:8080: Connection refused",) * workers,
     )
 
 

@@ -146,7 +146,7 @@ def make_frame(streams: Streams, group: str, now: Reading, before: Reading | Non
         newest_age_s=_age(newest.published_ms if newest else None, redis.at_ms),
         models=tuple(told) or ((newest.model,) if newest and newest.model else ()),
         dead=dead.length if dead else 0,
-        dead_per_s=_rate(earlier.outputs.get(streams.dead) if earlier else None, dead, over_s) if dead else None if over_s is None else 0.0,
+        dead_per_s=next((each.per_s for each in outputs if each.kind == "dead"), 0.0 if over_s else None),
         dead_reasons=dict(Counter(letter.reason for letter in redis.dead).most_common()),
         newest_dead_age_s=_age(redis.dead[0].died_ms if redis.dead else None, redis.at_ms),
         outputs=tuple(sorted(outputs, key=lambda each: (each.kind == "topic", -each.total, each.place))),

@@ -23,7 +23,7 @@ from worker.routing import Streams
 from worker.top.frame import Frame, Reading, make_frame
 from worker.top.scrape import scrape
 from worker.top.snapshot import take
-from worker.top.view import render, seconds
+from worker.top.view import render, safe, seconds
 
 LEAST_PAUSE_S = 0.1
 """Between two readings, however long one takes."""
@@ -92,13 +92,12 @@ class _Shown:
     ended: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        foot = Text(f"every {self.interval_s:g} s, q ends", "dim")
+        line = Text(f"every {self.interval_s:g} s, q ends", "dim")
         if self.problem:
-            foot = Text(f"no answer from Redis for {seconds(time.monotonic() - self.since)}, trying again: {self.problem}", "bold red")
-        foot.truncate(options.max_width, overflow="ellipsis")
-        height = console.height - 1
-        body = render(self.frame, options.max_width, height) if self.frame else Text("asking")
-        yield Group(foot, body)
+            ago = seconds(time.monotonic() - self.since)
+            line = Text(f"no news from Redis for {ago}, trying again: {safe(self.problem)}", "bold red")
+        line.truncate(options.max_width, overflow="ellipsis")
+        yield Group(line, render(self.frame, options.max_width, console.height - 1) if self.frame else Text("asking"))
 
 
 async def _show(source: Source, live: Live, shown: _Shown) -> None:

@@ -88,7 +88,7 @@ def parse(text: str) -> Figures:
     latency: dict[float, float] = {}
     for sample in samples:
         if sample.name == "pointsman_latency_seconds_bucket":
-            bound = float(sample.labels["le"])
+            bound = float(sample.labels.get("le", ""))
             latency[bound] = latency.get(bound, 0.0) + sample.value
     return Figures(
         stream=worker.get("stream", ""),

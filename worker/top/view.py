@@ -21,9 +21,9 @@ NAME = 20
 """Width that a name gets before figures do."""
 GAP = 2
 MOST_MODELS = 3
+MOST_PROBLEMS = 3
 BAR = 30
 COLOURS = {"topic": "green", "review": "yellow", "dead": "red"}
-
 
 Row = TypeVar("Row")
 
@@ -61,7 +61,7 @@ def render(frame: Frame, width: int, height: int | None = None) -> RenderableTyp
 
 
 def _title(frame: Frame, width: int) -> Text:
-    title = Text.assemble((_safe(frame.stream), "bold"), f"  group {_safe(frame.group)}")
+    title = Text.assemble((safe(frame.stream), "bold"), f"  group {safe(frame.group)}")
     if frame.over_s is not None:
         title.append(f"  over {frame.over_s:.1f} s", "dim")
     return _cut(title, width)
@@ -96,20 +96,20 @@ def _figures(frame: Frame, width: int) -> list[Table]:
 def _lines(frame: Frame) -> Iterable[Text]:
     """What is said in words: the newest message, the models, dead letters, what is missing."""
     if not frame.stream_exists:
-        yield Text(f"there is no stream {_safe(frame.stream)}: no query was sent and no worker has started", "yellow")
+        yield Text(f"there is no stream {safe(frame.stream)}: no query was sent and no worker has started", "yellow")
     elif not frame.group_exists:
-        yield Text(f"there is no group {_safe(frame.group)}: no worker has started", "yellow")
+        yield Text(f"there is no group {safe(frame.group)}: no worker has started", "yellow")
     elif not frame.workers:
         yield Text("no worker is in the group", "yellow")
     if frame.newest_age_s is not None:
         took = "" if frame.newest_latency_s is None else f", took {seconds(frame.newest_latency_s)}"
         yield Text.assemble(("last out  ", "dim"), f"{seconds(frame.newest_age_s)} ago{took}")
     if frame.models:
-        shown = ", ".join(_safe(model) for model in frame.models[:MOST_MODELS])
+        shown = ", ".join(safe(model) for model in frame.models[:MOST_MODELS])
         more = f" and {len(frame.models) - MOST_MODELS} more" if len(frame.models) > MOST_MODELS else ""
         yield Text.assemble(("models    " if len(frame.models) > 1 else "model     ", "dim"), shown + more)
     if frame.dead_reasons and frame.newest_dead_age_s is not None:
-        reasons = ", ".join(f"{_safe(reason)} {count}" for reason, count in frame.dead_reasons.items())
+        reasons = ", ".join(f"{safe(reason)} {count}" for reason, count in frame.dead_reasons.items())
         of = f" of the newest {RECENT_DEAD}" if frame.dead > RECENT_DEAD else ""
         yield Text.assemble(("dead      ", "dim"), f"{reasons}{of}; the last {seconds(frame.newest_dead_age_s)} ago")
     told = sum(worker.not_ready is not None for worker in frame.workers)
@@ -117,8 +117,10 @@ def _lines(frame: Frame) -> Iterable[Text]:
         yield Text(f"{told} of {len(frame.workers)} workers tell their own figures; --metrics URL asks others", "dim")
     if not frame.counts_added:
         yield Text("Redis before 7.0 counts no additions: rates and totals are those of lengths", "dim")
-    for problem in frame.unreachable:
-        yield Text(_safe(problem), "yellow")
+    for problem in frame.unreachable[:MOST_PROBLEMS]:
+        yield Text(safe(problem), "yellow")
+    if len(frame.unreachable) > MOST_PROBLEMS:
+        yield Text(f"and {len(frame.unreachable) - MOST_PROBLEMS} more that cannot be asked", "yellow")
 
 
 def _workers(workers: Sequence[Worker], width: int, fit: int) -> Table:
@@ -130,17 +132,17 @@ def _workers(workers: Sequence[Worker], width: int, fit: int) -> Table:
         Column("p50", 7, 8, lambda worker: Text(seconds(worker.latency_p50_s))),
         Column("p99", 7, 5, lambda worker: Text(seconds(worker.latency_p99_s))),
         Column("idle", 7, 3, lambda worker: Text(seconds(worker.idle_s))),
-        Column("model", 22, 7, lambda worker: Text(_safe(worker.model or NOTHING)), right=False),
+        Column("model", 22, 7, lambda worker: Text(safe(worker.model or NOTHING)), right=False),
     ]
     if all(worker.not_ready is None for worker in workers):
         columns = [column for column in columns if column.title in ("in flight", "idle")]
-    return _table("worker", workers, lambda worker: Text(_safe(worker.consumer)), columns, width, fit)
+    return _table("worker", workers, lambda worker: Text(safe(worker.consumer)), columns, width, fit)
 
 
 def _state(worker: Worker) -> Text:
     if worker.not_ready is None:
         return Text(NOTHING)
-    return Text(", ".join(map(_safe, worker.not_ready)), "red") if worker.not_ready else Text("ready", "green")
+    return Text(", ".join(map(safe, worker.not_ready)), "red") if worker.not_ready else Text("ready", "green")
 
 
 def _outputs(outputs: Sequence[Output], width: int, fit: int) -> Table:
@@ -152,7 +154,7 @@ def _outputs(outputs: Sequence[Output], width: int, fit: int) -> Table:
         Column("share", 6, 2, lambda output: Text(f"{output.total / every:.1%}")),
         Column("", BAR, 4, lambda output: Text("▇" * round(BAR * output.total / largest), COLOURS[output.kind]), right=False),
     ]
-    return _table("published to", outputs, lambda output: Text(_safe(output.place), COLOURS[output.kind]), columns, width, fit)
+    return _table("published to", outputs, lambda output: Text(safe(output.place), COLOURS[output.kind]), columns, width, fit)
 
 
 def _table(title: str, rows: Sequence[Row], name: Callable[[Row], Text], columns: Sequence[Column[Row]], width: int, fit: int) -> Table:
@@ -176,7 +178,7 @@ def _table(title: str, rows: Sequence[Row], name: Callable[[Row], Text], columns
     return table
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     """Names come from Redis and from the network: what would move the cursor is no part of them."""
     return "".join(char if char.isprintable() else "\ufffd" for char in name)
 
