@@ -151,6 +151,7 @@ class Worker:
             ),
             self._inference_thread,
         )
+        self.metrics.readiness(self.health.ready)
         # Nothing is measured beside the work: an untuned file is used as it is.
         later = settings.model_copy(update={"format": "tuned"}) if settings.format == "auto" else settings
         self._hotswap = HotSwap(

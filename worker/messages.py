@@ -21,6 +21,7 @@ from worker.errors import Reject
 TEXT_FIELD = b"text"
 ENVELOPE_FIELD = b"__data__"
 OWN_PREFIX = b"pointsman."
+LABEL_FIELD = b"pointsman.label"
 PACKED_FIELD = b"pointsman.fields"
 """All original fields as one JSON value, where there are too many to carry one by one."""
 _PACKED_SIZE = 256 * 1024
@@ -158,7 +159,7 @@ def routed_fields(entry: Entry, decision: Decision, model_version: str) -> dict[
     """The producer's fields and, beside them, the decision."""
     return _original(entry) | {
         b"pointsman.id": entry.id.encode(),
-        b"pointsman.label": decision.label.encode(),
+        LABEL_FIELD: decision.label.encode(),
         b"pointsman.confidence": f"{decision.confidence:.4f}".encode(),
         b"pointsman.model": model_version.encode(),
         **({b"pointsman.truncated": b"1"} if decision.truncated else {}),

@@ -21,7 +21,7 @@ import structlog
 from worker.classifier import Decision, ModelCard
 from worker.delivery import Delivered, Delivery, Duplicate, Repeated, refusal_code
 from worker.errors import REDIS_ERRORS, NotDelivered, Reject
-from worker.messages import ENVELOPE_FIELD, TEXT_FIELD, Entry, Outgoing, Query, dead_fields, parse, routed_fields
+from worker.messages import ENVELOPE_FIELD, LABEL_FIELD, TEXT_FIELD, Entry, Outgoing, Query, dead_fields, parse, routed_fields
 from worker.metrics import Metrics
 from worker.routing import Streams, route
 
@@ -235,7 +235,7 @@ class Pipeline:
         for outgoing, result in zip(batch, results, strict=True):
             match result:
                 case Delivered():
-                    self._metrics.delivered(result.latency_ms / 1000)
+                    self._metrics.delivered(result.latency_ms / 1000, outgoing.fields.get(LABEL_FIELD, b"").decode())
                 case Duplicate():
                     self._metrics.duplicate()
                 case Repeated():
