@@ -87,11 +87,13 @@ def test_the_list_of_series_is_what_prometheus_gets(metrics: Metrics) -> None:
     metrics.stage("classify", 0.5)
     metrics.readiness(lambda: {"redis": True})
     metrics.model(a_card(), "BF16")
+    metrics.worker("pointsman:queries", "routers", "one")
     own = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
     shown = {
         sample.name: set(sample.labels) - {"le"} for family in own for sample in family.samples if not sample.name.endswith("_created")
     }
     listed = {name: set(series.labels) for series in all_series() for name in series.samples}
+    listed["pointsman_worker_info"] |= {"stream", "group", "consumer"}
     listed["pointsman_model_info"] |= {"name", "version", "base", "format"}
     assert shown == listed
 
