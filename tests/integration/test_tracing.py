@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from faststream.redis import RedisBroker
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from redis.asyncio import Redis
 
 from tests.conftest import StartWorker
+from tests.integration.parts import Collector
 from tests.support import GROUP, Queue, wait_for
 from tests.unit.parts import StandIn, a_decision
 from worker.classifier import Decision
@@ -178,38 +175,10 @@ async def test_neither_spans_nor_logs_hold_what_a_producer_wrote(queue: Queue, r
     assert [record.getMessage() for record in caplog.records if "4929" in record.getMessage()] == []
 
 
-class Collector:
-    """Stands where an OpenTelemetry collector would: takes OTLP over HTTP and keeps what came."""
-
-    def __init__(self) -> None:
-        self.requests: list[ExportTraceServiceRequest] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert self.path == "/v1/traces"
-                packed = self.headers.get("Content-Encoding") == "gzip"
-                outer.requests.append(ExportTraceServiceRequest.FromString(gzip.decompress(body) if packed else body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def spans(self) -> list[SentSpan]:
-        return [span for one in self.requests for part in one.resource_spans for scope in part.scope_spans for span in scope.spans]
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    collector = Collector()
-    threading.Thread(target=collector.server.serve_forever, daemon=True).start()
-    yield collector
-    collector.server.shutdown()
-    collector.server.server_close()
+    with Collector() as collector:
+        yield collector
 
 
 def test_a_worker_sends_its_spans_to_the_collector_and_shows_the_trace_beside_its_latency(
