@@ -99,10 +99,15 @@ class Metrics:
         self._messages.labels("dead", "").inc()
         self._dead.labels(reason).inc()
 
-    def delivered(self, latency_s: float, label: str) -> None:
-        """`label` is empty for a dead letter."""
+    def delivered(self, latency_s: float, label: str, trace_id: str | None = None) -> None:
+        """Count a message that was published.
+
+        Args:
+            label: empty for a dead letter.
+            trace_id: makes the message an example of its bucket, shown to those who ask for OpenMetrics.
+        """
         self._published.inc()
-        self._latency.labels(label).observe(latency_s)
+        self._latency.labels(label).observe(latency_s, {"trace_id": trace_id} if trace_id else None)
 
     def duplicate(self) -> None:
         self._duplicates.inc()

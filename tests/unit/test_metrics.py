@@ -98,6 +98,14 @@ def test_the_list_of_series_is_what_prometheus_gets(metrics: Metrics) -> None:
     assert shown == listed
 
 
+def test_a_delivery_of_a_known_trace_is_the_exemplar_of_its_bucket(metrics: Metrics) -> None:
+    metrics.delivered(0.04, "pool", "4bf92f3577b34da6a3ce929d0e0e4736")
+    metrics.delivered(0.3, "pool")
+    (family,) = [family for family in metrics.registry.collect() if family.name == "pointsman_latency_seconds"]
+    shown = {sample.labels["le"]: sample.exemplar.labels for sample in family.samples if sample.exemplar is not None}
+    assert shown == {"0.05": {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}}
+
+
 def test_reclaimed_batches_and_stages_are_summed(metrics: Metrics) -> None:
     metrics.reclaimed(3)
     metrics.batch(8)

@@ -216,7 +216,7 @@ def test_a_workers_metrics_are_read_as_it_shows_them() -> None:
     metrics.model(a_card(), "none")
     for label in ("pool", "water heater"):
         metrics.decided(a_decision(label), "routed")
-        metrics.delivered(0.004)
+        metrics.delivered(0.004, label)
     metrics.batch(2)
     told = parse(generate_latest(metrics.registry).decode())
     assert (told.stream, told.group, told.consumer, told.model) == ("ns:queries", "routers", "me", "made-up abc123")
