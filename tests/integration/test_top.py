@@ -66,12 +66,12 @@ def busy(redis_url: str, model_file: Path, tmp_path_factory: pytest.TempPathFact
             while not ended.wait(EVERY_S):
                 queue.add(SECRET)
 
+        queue.add("")
         producer = threading.Thread(target=send)
+        producer.start()
         try:
             for worker in workers:
                 worker.wait_until_ready()
-            queue.add("")
-            producer.start()
             wait_for(lambda: len(queue.consumers()) == 2 and queue.read(queue.streams.dead), "both workers and a dead letter")
             yield Busy(queue, workers, where)
         finally:
