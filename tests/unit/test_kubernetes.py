@@ -146,33 +146,32 @@ def test_the_secrets_are_valid_and_hold_no_password() -> None:
 # --- Whole ------------------------------------------------------------------------------------------------------------
 
 
+def under(key: str, tree: Any) -> list[Any]:
+    """What stands under a key, at any depth."""
+    if isinstance(tree, list):
+        return [value for branch in tree for value in under(key, branch)]
+    if isinstance(tree, dict):
+        return ([tree[key]] if key in tree else []) + under(key, list(tree.values()))
+    return []
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_what_a_pod_refers_to_is_there(name: str) -> None:
-    config = {manifest["metadata"]["name"] for manifest in of_kind(name, "ConfigMap")}
-    secrets = {
-        secret["metadata"]["name"]: set(secret["stringData"])
-        for secret in yaml.safe_load_all((MANIFESTS / "secrets.example.yaml").read_text(encoding="utf-8"))
-    }
+    there = {kind: {manifest["metadata"]["name"] for manifest in of_kind(name, kind)} for kind in ("ConfigMap", "ServiceAccount")}
+    secrets = yaml.safe_load_all((MANIFESTS / "secrets.example.yaml").read_text(encoding="utf-8"))
+    keys = {(secret["metadata"]["name"], key) for secret in secrets for key in secret["stringData"]}
     claims = {claim["metadata"]["name"] for claim in build("volumes")}
     for template in templates(name):
-        volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", ())}
-        for volume in volumes.values():
-            assert len(volume) == 2, f"{volume} has one source"
-            assert volume.get("configMap", {"name": next(iter(config), "")})["name"] in config
-            assert volume.get("persistentVolumeClaim", {"claimName": next(iter(claims))})["claimName"] in claims
-        account = template["spec"].get("serviceAccountName")
-        assert account is None or account in {manifest["metadata"]["name"] for manifest in of_kind(name, "ServiceAccount")}
+        for kind in ("configMap", "configMapRef", "configMapKeyRef"):
+            assert {reference["name"] for reference in under(kind, template)} <= there["ConfigMap"]
+        assert set(under("serviceAccountName", template)) <= there["ServiceAccount"]
+        assert set(under("claimName", template)) <= claims
+        assert {(reference["name"], reference["key"]) for reference in under("secretKeyRef", template)} <= keys
+        assert [volume for volume in template["spec"].get("volumes", ()) if len(volume) != 2] == [], "each has a name and one source"
     for container, template in containers(name):
-        volume_names = {volume["name"] for volume in template["spec"]["volumes"]}
-        assert {mount["name"] for mount in container["volumeMounts"]} <= volume_names
-        for variable in container.get("env", ()):
-            source = variable.get("valueFrom", {})
-            assert source.get("configMapKeyRef", {"name": next(iter(config))})["name"] in config
-            if "secretKeyRef" in source:
-                assert source["secretKeyRef"]["key"] in secrets[source["secretKeyRef"]["name"]]
+        assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in template["spec"]["volumes"]}
     for authentication in of_kind(name, "TriggerAuthentication"):
-        for reference in authentication["spec"]["secretTargetRef"]:
-            assert reference["key"] in secrets[reference["name"]]
+        assert {(reference["name"], reference["key"]) for reference in authentication["spec"]["secretTargetRef"]} <= keys
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -209,7 +208,8 @@ def test_every_object_has_the_labels_that_kubernetes_recommends(name: str) -> No
     for manifest in build(name):
         if manifest["metadata"]["name"] == "application" or manifest["kind"] == "ConfigMap":
             continue
-        assert {"app.kubernetes.io/name", "app.kubernetes.io/component", "app.kubernetes.io/part-of"} <= manifest["metadata"]["labels"].keys()
+        wanted = {f"app.kubernetes.io/{name}" for name in ("name", "component", "part-of")}
+        assert wanted <= manifest["metadata"]["labels"].keys()
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -221,7 +221,7 @@ def test_images_are_replaced_and_named_by_a_version(name: str) -> None:
 # --- Secure -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*WORKERS, *TRAININGS])
+@pytest.mark.parametrize("name", [*WORKERS, *TRAININGS, "files"])
 def test_every_container_has_no_more_rights_than_it_needs(name: str) -> None:
     for container, template in containers(name):
         both = template["spec"].get("securityContext", {}) | container["securityContext"]
@@ -234,7 +234,7 @@ def test_every_container_has_no_more_rights_than_it_needs(name: str) -> None:
         assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"]["requests"].keys() & container["resources"]["limits"].keys()
 
 
-@pytest.mark.parametrize("name", [*WORKERS, *TRAININGS])
+@pytest.mark.parametrize("name", [*WORKERS, *TRAININGS, "files"])
 def test_no_container_of_ours_gets_a_token_of_the_cluster(name: str) -> None:
     for container, template in containers(name):
         covered = "/var/run/secrets/kubernetes.io/serviceaccount" in [mount["mountPath"] for mount in container["volumeMounts"]]
