@@ -197,6 +197,14 @@ REFUSED: dict[str, list[tuple[str, ...]]] = {
         ("XTRIM", "pointsman:queries", "MAXLEN", "0"),
         ("ACL", "LIST"),
     ],
+    "scaler": [
+        ("XRANGE", "pointsman:queries", "-", "+"),
+        ("XREADGROUP", "GROUP", GROUP, "me", "STREAMS", "pointsman:queries", ">"),
+        ("XADD", "pointsman:queries", "*", "text", "forged"),
+        ("XINFO", "STREAM", "pointsman:queries", "FULL"),
+        ("XLEN", "pointsman:dead"),
+        ("EVAL", "return 1", "0"),
+    ],
 }
 REFUSED_BY_7: dict[str, list[tuple[str, ...]]] = {
     "pointsman": [
@@ -255,6 +263,22 @@ def test_producers_and_consumers_can_do_their_work(guarded: Guarded) -> None:
         assert consumer.xack(stream, "answerers", entry_id) == 1
         assert consumer.xdel(stream, entry_id) == 1
         assert consumer.xtrim(stream, maxlen=0) == 0
+    assert guarded.refusals() == []
+
+
+def test_a_scaler_can_count_what_waits_and_what_is_pending(guarded: Guarded) -> None:
+    """These are the commands of KEDA's scaler for streams."""
+    queries = "pointsman:queries"
+    guarded.admin.xgroup_create(queries, GROUP, id="0", mkstream=True)
+    for number in range(5):
+        guarded.admin.xadd(queries, {"text": f"query {number}"})
+    guarded.admin.xreadgroup(GROUP, "busy", {queries: ">"}, count=2)
+    scaler = Redis.from_url(guarded.url("scaler"))
+    assert cast("Any", scaler.info())["redis_version"].startswith(guarded.version)
+    (group,) = cast("Any", scaler.xinfo_groups(queries))
+    assert group.get("lag") == (3 if guarded.version == "7" else None), "Redis before 7 does not tell the lag"
+    assert cast("Any", scaler.xpending(queries, GROUP))["pending"] == 2
+    assert scaler.xlen(queries) == 5
     assert guarded.refusals() == []
 
 
