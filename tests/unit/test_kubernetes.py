@@ -218,6 +218,17 @@ def test_images_are_replaced_and_named_by_a_version(name: str) -> None:
         assert re.fullmatch(r"ghcr\.io/pointsman/(worker|trainer|trainer-cuda):\d+\.\d+\.\d+", container["image"])
 
 
+def test_the_kustomization_of_the_documentation_changes_what_it_names(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    kustomization = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    shipped = [path.removeprefix("pointsman/") for path in kustomization["resources"]]
+    kustomization["resources"] = [os.path.relpath(ROOT / path, tmp_path.resolve()) for path in shipped]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    built = {manifest["kind"]: manifest for manifest in kustomize(tmp_path)}
+    assert built["ConfigMap"]["data"]["POINTSMAN_RETENTION"] == "delete"
+    assert under("image", built["Deployment"]) == ["registry.example.com/pointsman/worker:0.1.0"]
+
+
 # --- Secure -----------------------------------------------------------------------------------------------------------
 
 
