@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 _BATCH = 32
 
 
-def log_probabilities(network: Any, prompts: Sequence[Sequence[int]], code_ids: Sequence[int]) -> npt.NDArray[np.float64]:
+def log_probabilities(
+    network: Any, prompts: Sequence[Sequence[int]], code_ids: Sequence[int], progress: Callable[[int], None] = lambda _: None
+) -> npt.NDArray[np.float64]:
     """What a causal language model answers, shape (prompts, codes): one forward pass per batch of like lengths."""
     found = np.empty((len(prompts), len(code_ids)))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -27,4 +29,5 @@ def log_probabilities(network: Any, prompts: Sequence[Sequence[int]], code_ids: 
             hidden = network.model(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).last_hidden_state
             logits = network.lm_head(hidden[torch.arange(len(rows)), lengths - 1])[:, list(code_ids)]
         found[rows] = logits.float().log_softmax(dim=1).cpu().numpy()
+        progress(start + len(rows))
     return found

@@ -96,6 +96,21 @@ class Training(_Section):
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each query's tokens that the rest does not see in a step, so that no single word decides."""
     max_query_tokens: Annotated[int, Field(ge=1)] = 128
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
+    """How often the validation split is answered, and the weights are looked at."""
+    patience: Annotated[int, Field(ge=0)] = 4
+    """Training ends after so many evaluations without a better one; 0: never."""
+    average_last: Annotated[int, Field(ge=0)] = 3
+    """The mean of the weights at so many last evaluations is tried too; below 2: no mean."""
+
+
+class Continuing(_Section):
+    """How a model is trained on that is trained already (`start_from`): shortly, and gently."""
+
+    examples: Annotated[int, Field(ge=1)] = 6400
+    """How many are trained on. Small files are taken whole, so corrections are among them; of larger ones as many as there is room for."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
 
 
 class Review(_Section):
@@ -143,8 +158,17 @@ class Recipe(_Section):
     prompt: PromptText
     split: Split
     training: Training = Training()
+    start_from: Path | None = None
+    """A model's directory: training goes on from its adapter, as `continuing` says, instead of beginning with the base."""
+    continuing: Continuing = Continuing()
     review: Review = Review()
     gate: Gate = Gate()
+
+    def schedule(self) -> Training:
+        """The hyper-parameters that hold: those of `continuing` take the place of the others where there is a model to start from."""
+        if self.start_from is None:
+            return self.training
+        return self.training.model_copy(update=self.continuing.model_dump(include={"epochs", "learning_rate"}))
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Recipe:

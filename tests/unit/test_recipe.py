@@ -121,6 +121,14 @@ def test_train_only_names_one_file_or_several(tmp_path: Path, value: object, fil
     assert load_recipe(written(tmp_path, train_only=value)).train_only == tuple(map(Path, files))
 
 
+def test_a_model_to_start_from_takes_the_short_schedule(tmp_path: Path) -> None:
+    training, continuing = {"epochs": 7, "learning_rate": 0.1, "lora_rank": 8}, {"learning_rate": 0.01}
+    recipe = load_recipe(written(tmp_path, training=training, continuing=continuing))
+    assert recipe.schedule() == recipe.training
+    onward = load_recipe(tmp_path / "recipe.yaml", {"start_from": Path("models/mine")}).schedule()
+    assert (onward.epochs, onward.learning_rate, onward.lora_rank) == (1, 0.01, 8)
+
+
 def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, labels={}, out_of_scope="else"))
     assert list(with_labels_of(recipe, ["pool", "else", "car", "pool"]).labels) == ["car", "else", "pool"]
