@@ -92,8 +92,8 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_what_a_user_writes_to_the_order_desk_is_handled_on_its_topic_in_one_trace(backend: Backend) -> None:
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": backend.collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     with backend.running(readme("python deploy/examples/backend/"), PORT="0", **collector) as said:
-        port = wait_for(lambda: lines(said())[0]["port"], "the desk to listen")
-        curl = readme("curl").replace("8000", str(port))
+        (listening,) = wait_for(lambda: lines(said()), "the desk to listen")
+        curl = readme("curl").replace("8000", str(listening["port"]))
         pool = json.loads(backend.run(f"{curl} -H 'traceparent: 00-{TRACE}-00f067aa0ba902b7-01'"))
         garden = json.loads(backend.run(curl.replace("My pool pump is humming", "A sprinkler head in the lawn is broken")))
         backend.run(curl.replace("My pool pump is humming", "The air conditioner blows warm air"))
