@@ -54,7 +54,7 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
         force: publish whatever the gate says.
 
     Raises:
-        RecipeError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
+        RecipeError, BaseError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
     """
     from trainer import sft  # torch takes seconds to import, and only training needs it
 
@@ -204,10 +204,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
         "training": {
             "name": recipe.name,
             "version": "unreleased",
-            "base": recipe.base.name,
-            "base_licence": recipe.base.licence,
-            "base_package": recipe.base.package,
-            "base_file": recipe.base.file,
+            **recipe.base.record(),
             "recipe": recipe.model_dump(mode="json", include={"training", "split", "review"}),
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},

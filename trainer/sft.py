@@ -1,34 +1,32 @@
 """Supervised fine-tuning of a LoRA adapter with TRL, on the prompt that the worker serves.
 
-The base GGUF is de-quantised into torch; token ids come from the worker's own tokenizer, so what is trained
+The base comes into torch as `pretrained` says; token ids come from the worker's own tokenizer, so what is trained
 is what is served; the loss is on the answer code alone. The result is written as a llama.cpp LoRA adapter
 (GGUF), which `trainer.build` merges with the base.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
 import trl
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
+from trainer import pretrained
+from trainer.adapter import write_adapter
 from trainer.network import log_probabilities
 from trainer.recipe import Recipe
 
 OTHER_TOKENS_WEIGHT = 0.2
 """How much of the loss is the probability that the model gives to tokens that are no code."""
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,7 @@ def train_adapter(
     settings = recipe.training
     transformers.set_seed(settings.seed)
     on_gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.bfloat16, attn_implementation="eager")
-    _forget_quantisation(model)
-    tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model, tokenizer = pretrained.with_adapter(base, recipe.base.checkpoint(), settings)
 
     trainer = _CodeTrainer(
         code_ids=code_ids,
@@ -84,13 +79,6 @@ def train_adapter(
         processing_class=tokenizer,
         train_dataset=_dataset(train),
         eval_dataset=_dataset(validation),
-        peft_config=LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=TARGETS,
-            task_type="CAUSAL_LM",
-        ),
         args=trl.SFTConfig(
             output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
@@ -121,7 +109,7 @@ def train_adapter(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    write_adapter(trainer.model, recipe, output)
+    write_adapter(trainer.model, output)
     trainer.model.eval()
     with torch.autocast(trainer.model.device.type, torch.bfloat16):
         answers = log_probabilities(trainer.model.get_base_model(), [example.prompt_ids for example in validation], code_ids)
@@ -133,13 +121,6 @@ def train_adapter(
         versions={module.__name__: module.__version__ for module in (torch, transformers, trl)},
         validation_log_probabilities=answers,
     )
-
-
-def _forget_quantisation(model: Any) -> None:
-    """The weights were de-quantised into plain torch tensors; transformers still refuses to train them."""
-    model.is_quantized = False
-    model.hf_quantizer = None
-    model.config.__dict__.pop("quantization_config", None)
 
 
 def _dataset(examples: Sequence[TokenExample]) -> Dataset:
@@ -194,38 +175,3 @@ class _Report(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         self._progress(state.global_step, state.max_steps, self._loss)
-
-
-def write_adapter(model: Any, recipe: Recipe, output: Path) -> None:
-    """Write a PEFT model's LoRA weights as a llama.cpp adapter, in half precision.
-
-    llama.cpp stores the query and key projections of the llama architecture with their rotary halves
-    interleaved; the rows of B are permuted the same way (llama.cpp's LlamaModel.permute).
-    """
-    config = model.config
-    architecture = {"llama": gguf.MODEL_ARCH.LLAMA}[config.model_type]
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    partial = output.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[architecture])
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(recipe.training.lora_alpha))
-    for key, tensor in sorted(get_peft_model_state_dict(model).items()):
-        module, kind = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
-        name = names.get_name(module)
-        if name is None:
-            raise ValueError(f"llama.cpp has no name for the module {module}")
-        values = tensor.detach().to(torch.float32).cpu().numpy()
-        if kind == "B" and module.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads
-            values = _interleave_rotary_halves(values, heads)
-        writer.add_tensor(f"{name}.weight.lora_{kind.lower()}", values.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    os.replace(partial, output)
-
-
-def _interleave_rotary_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)

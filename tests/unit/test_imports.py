@@ -20,7 +20,7 @@ FORBIDDEN = {
     "llama_cpp is imported in engine, model_file and formats alone": ("worker/classifier/prompt.py", "import llama_cpp"),
     "FastStream is imported in app and connection alone": ("worker/pipeline.py", "import faststream"),
     "the trainer uses nothing of the worker but its classifier": ("trainer/dataset.py", "import worker.errors"),
-    "torch is imported in sft, network and peers alone": ("trainer/build.py", "import torch"),
+    "torch is imported in adapter, network, peers, pretrained and sft alone": ("trainer/build.py", "import torch"),
 }
 
 
