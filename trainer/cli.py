@@ -13,6 +13,7 @@ from rich.console import Console
 
 from trainer import build as building
 from trainer import dataset, lifecycle, measuring, publish
+from trainer.base import BaseError
 from trainer.build import BuildError
 from trainer.dataset import DataError
 from trainer.recipe import RecipeError, load_recipe
@@ -139,7 +140,7 @@ def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
     try:
         app()
-    except (RecipeError, DataError, BuildError, PublishError, ModelFileError) as error:
+    except (RecipeError, BaseError, DataError, BuildError, PublishError, ModelFileError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("trainer", "worker"):

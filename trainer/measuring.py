@@ -14,8 +14,9 @@ from rich.table import Table
 
 from trainer import build as building
 from trainer import dataset
+from trainer.base import Base
 from trainer.dataset import DataError
-from trainer.recipe import Base, Gate
+from trainer.recipe import Gate
 from trainer.terminal import REFUSED, DataFile, Json, SplitName, console, progress
 from worker.classifier import Classifier
 

@@ -65,7 +65,7 @@ def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fr
         fresh: begin anew.
 
     Raises:
-        RecipeError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
+        RecipeError, BaseError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
     """
     started = time.monotonic()
     start = warm_start.read(recipe) if recipe.start_from else None
@@ -265,10 +265,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
         "training": {
             "name": recipe.name,
             "version": "unreleased",
-            "base": recipe.base.name,
-            "base_licence": recipe.base.licence,
-            "base_package": recipe.base.package,
-            "base_file": recipe.base.file,
+            **recipe.base.record(),
             "recipe": recipe.model_dump(mode="json", include={"split", "review"}) | {"training": recipe.schedule().model_dump()},
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trainer import hub
+from trainer.base import Base
 from trainer.dataset import DataError
 
 
@@ -35,41 +35,24 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Base(_Section):
-    """The base model: a GGUF that an installed Python package carries."""
-
-    name: str
-    licence: str
-    package: str
-    file: str
-
-    @classmethod
-    def recorded_in(cls, training: Mapping[str, str]) -> Base:
-        """The base of a model, as its metadata tells it."""
-        return cls(name=training["base"], licence=training["base_licence"], package=training["base_package"], file=training["base_file"])
-
-    def path(self) -> Path:
-        """Where the GGUF lies on this machine.
-
-        Raises:
-            RecipeError: the package is not installed or does not carry the file.
-        """
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise RecipeError(f"the base model's package {self.package!r} is not installed: run `make setup`")
-        path = Path(spec.submodule_search_locations[0]) / self.file
-        if not path.is_file():
-            raise RecipeError(f"the package {self.package!r} carries no file {self.file!r}")
-        return path
-
-
 def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str | Path) else value
+
+
+def thinks_on(text: str) -> bool:
+    """Whether a thinking model would go on thinking: the text ends within a block of thoughts."""
+    return text.rfind("<think>") > text.rfind("</think>")
 
 
 class PromptText(_Section):
     prefix: str
     suffix: str
+
+    @model_validator(mode="after")
+    def _thoughts_are_closed(self) -> PromptText:
+        if thinks_on(self.prefix + self.suffix):
+            raise ValueError("the prompt opens a <think> block and does not close it: a code can only come after the thoughts")
+        return self
 
 
 class Split(_Section):

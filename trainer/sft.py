@@ -1,6 +1,6 @@
 """Supervised fine-tuning of a LoRA adapter with TRL, on the prompt that the worker serves.
 
-The base GGUF is de-quantised into torch; token ids come from the worker's own tokenizer, so what is trained
+The base comes into torch as `pretrained` says; token ids come from the worker's own tokenizer, so what is trained
 is what is served; the loss is on the answer code alone. Of the weights that `selection` looks at, those that do best on the
 validation split are written as a llama.cpp LoRA adapter (GGUF), which `trainer.build` merges with the base.
 """
@@ -8,36 +8,33 @@ validation split are written as a llama.cpp LoRA adapter (GGUF), which `trainer.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import gguf
 import numpy as np
 import numpy.typing as npt
 import peft
 import torch
 import transformers
 import trl
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import set_peft_model_state_dict
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from trainer import checkpoints, warm_start
+from trainer import adapter, checkpoints, pretrained
 from trainer.build import Adapter
+from trainer.pretrained import precision
 from trainer.recipe import Recipe, Training
 from trainer.selection import Evaluation
 from trainer.terminal import Progress, peak_memory_gb
-from trainer.watch import STATE_FILE, TokenExample, Watch, precision
+from trainer.watch import STATE_FILE, TokenExample, Watch
 
 OTHER_TOKENS_WEIGHT = 0.2
 """How much of the loss is the probability that the model gives to tokens that are no code."""
 TOKENS_AT_ONCE = 512
 """On a CPU a batch goes through the network in pieces of so many: what is kept for the way back is most of the memory."""
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,9 @@ class TrainingLog:
 
 def software() -> dict[str, str]:
     """What training depends on besides the recipe, the data and the base: library versions, this code, how numbers are held."""
-    code = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("sft", "watch", "selection", "network", "warm_start"))
+    code = b"".join(
+        Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("sft", "watch", "selection", "network", "pretrained", "adapter")
+    )
     versions = {module.__name__: module.__version__ for module in (torch, transformers, trl, peft)}
     return versions | {"code": hashlib.sha256(code).hexdigest(), "precision": str(precision())}
 
@@ -110,10 +109,7 @@ def train_adapter(
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(settings.seed)
     on_gpu, dtype = torch.cuda.is_available(), precision()
-    model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=dtype, attn_implementation="eager")
-    _forget_quantisation(model)
-    tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model, tokenizer = pretrained.with_adapter(base, recipe.base.checkpoint(), settings)
 
     directory = output.parent / "checkpoints"
     watch = Watch(directory, settings, validation, code_ids, -(-len(train) // settings.batch_size), progress, say)
@@ -124,13 +120,6 @@ def train_adapter(
         model=model,
         processing_class=tokenizer,
         train_dataset=_dataset(train),
-        peft_config=LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=TARGETS,
-            task_type="CAUSAL_LM",
-        ),
         args=trl.SFTConfig(
             output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
@@ -158,7 +147,7 @@ def train_adapter(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if start is not None:
-        weights = warm_start.peft_weights(start, trainer.model.config)
+        weights = adapter.peft_weights(start, trainer.model.config)
         set_peft_model_state_dict(trainer.model, {name: torch.from_numpy(factor) for name, factor in weights.items()})
 
     checkpoint = checkpoints.newest(directory)
@@ -174,7 +163,7 @@ def train_adapter(
 
     candidates, taken = watch.choose(trainer.model)
     set_peft_model_state_dict(trainer.model, candidates[taken].weights)
-    write_adapter(trainer.model, recipe, output)
+    adapter.write_adapter(trainer.model, output)
     return TrainingLog(
         losses=[(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row],
         evaluations=watch.evaluations,
@@ -187,13 +176,6 @@ def train_adapter(
         precision=str(dtype).removeprefix("torch."),
         validation_log_probabilities=candidates[taken].answers,
     )
-
-
-def _forget_quantisation(model: Any) -> None:
-    """The weights were de-quantised into plain torch tensors; transformers still refuses to train them."""
-    model.is_quantized = False
-    model.hf_quantizer = None
-    model.config.__dict__.pop("quantization_config", None)
 
 
 def _dataset(examples: Sequence[TokenExample]) -> datasets.Dataset:
@@ -276,38 +258,3 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
         loss = torch.nn.functional.cross_entropy(logits[:, codes], truth, label_smoothing=self._settings.label_smoothing)
         loss = loss + OTHER_TOKENS_WEIGHT * (logits.logsumexp(dim=1) - logits[:, codes].logsumexp(dim=1)).mean()
         return (loss, {}) if return_outputs else loss
-
-
-def write_adapter(model: Any, recipe: Recipe, output: Path) -> None:
-    """Write a PEFT model's LoRA weights as a llama.cpp adapter, in half precision.
-
-    llama.cpp stores the query and key projections of the llama architecture with their rotary halves
-    interleaved; the rows of B are permuted the same way (llama.cpp's LlamaModel.permute).
-    """
-    config = model.config
-    architecture = {"llama": gguf.MODEL_ARCH.LLAMA}[config.model_type]
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    partial = output.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[architecture])
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(recipe.training.lora_alpha))
-    for key, tensor in sorted(get_peft_model_state_dict(model).items()):
-        module, kind = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
-        name = names.get_name(module)
-        if name is None:
-            raise ValueError(f"llama.cpp has no name for the module {module}")
-        values = tensor.detach().to(torch.float32).cpu().numpy()
-        if kind == "B" and module.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads
-            values = _interleave_rotary_halves(values, heads)
-        writer.add_tensor(f"{name}.weight.lora_{kind.lower()}", values.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    os.replace(partial, output)
-
-
-def _interleave_rotary_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)

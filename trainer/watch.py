@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from trainer import selection
 from trainer.network import log_probabilities
+from trainer.pretrained import precision
 from trainer.recipe import Training
 from trainer.selection import Evaluation, Snapshot
 from trainer.terminal import Progress
@@ -124,11 +125,3 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         model.train(training)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
         return Snapshot(selection.evaluate(step, answers, self._truth), weights, answers)
-
-
-def precision() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it; elsewhere that is emulated, and several times slower than float32."""
-    if torch.cuda.is_available():
-        return torch.bfloat16
-    cpu = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32

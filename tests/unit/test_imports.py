@@ -21,7 +21,7 @@ FORBIDDEN = {
     "FastStream is imported in app and connection alone": ("worker/pipeline.py", "import faststream"),
     "OpenTelemetry is imported in tracing alone": ("worker/pipeline.py", "import opentelemetry"),
     "the trainer uses nothing of the worker but its classifier": ("trainer/dataset.py", "import worker.errors"),
-    "torch is imported in sft, watch, network and peers alone": ("trainer/build.py", "import torch"),
+    "torch is imported in adapter, network, peers, pretrained, sft and watch alone": ("trainer/build.py", "import torch"),
 }
 
 

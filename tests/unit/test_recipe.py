@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from trainer.dataset import load_examples
-from trainer.recipe import Base, RecipeError, load_recipe, with_labels_of
+from trainer.recipe import RecipeError, load_recipe, with_labels_of
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
@@ -58,6 +58,11 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"validation": "held.json"}, "split.validation: must be 0, since validation names a file"),
         ({"split": {"seed": 1, "validation": 0}}, "split.validation: may be 0 only where"),
         ({"data": "hf:banking77"}, "data: Value error, hf:banking77 names no data set of the Hugging Face hub: write hf:OWNER/NAME"),
+        ({"prompt": {"prefix": "", "suffix": "<think>\n"}}, "prompt: Value error, the prompt opens a <think> block and does not close it"),
+        ({"base": {"name": "b", "licence": "MIT"}}, "base: Value error, name either package and file, or source"),
+        ({"base": {"name": "b", "licence": "MIT", "package": "p"}}, "base: Value error, name either package and file, or source"),
+        ({"base": {"name": "b", "licence": "MIT", "source": "hf:b"}}, "base.source: Value error, hf:b names no model"),
+        ({"base": {"name": "b", "licence": "MIT", "source": "hf:a/b:c.bin"}}, "base.source: Value error, c.bin is no GGUF"),
         ({"train_only": "hf:a/b:"}, "train_only.0: Value error, hf:a/b: names no data set"),
     ],
 )
@@ -82,20 +87,6 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, wha
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "none.yaml" in complaint(tmp_path / "none.yaml")
-
-
-def test_a_base_whose_package_is_not_installed_says_what_to_do() -> None:
-    with pytest.raises(RecipeError, match="'no_such_package' is not installed: run `make setup`"):
-        Base(name="b", licence="MIT", package="no_such_package", file="f").path()
-
-
-def test_a_base_whose_package_lacks_the_file_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"carries no file 'f\.gguf'"):
-        Base(name="b", licence="MIT", package="yaml", file="f.gguf").path()
-
-
-def test_a_base_lies_in_its_package() -> None:
-    assert Base(name="b", licence="MIT", package="yaml", file="__init__.py").path() == Path(yaml.__file__)
 
 
 def test_there_are_recipes_to_check() -> None:
@@ -142,6 +133,7 @@ def test_labels_that_a_recipe_lists_are_kept(tmp_path: Path) -> None:
     assert set(with_labels_of(load_recipe(written(tmp_path)), ["boat"]).labels) == {"pool", "car"}
 
 
-def test_the_household_recipe_has_exactly_the_labels_of_its_data() -> None:
-    recipe = load_recipe(ROOT / "trainer/recipes/household-smollm2.yaml")
+@pytest.mark.parametrize("name", ["household-smollm2", "household-qwen3-0.6b"])
+def test_a_household_recipe_has_exactly_the_labels_of_its_data(name: str) -> None:
+    recipe = load_recipe(ROOT / f"trainer/recipes/{name}.yaml")
     assert set(recipe.labels) == {example.label for example in load_examples(ROOT / recipe.data)}
