@@ -128,6 +128,11 @@ ROWS: dict[str, list[timeseries.Panel | stat.Panel]] = {
         ),
     ],
     "Processes": [
+        graph(
+            "Workers by what they read",
+            (f"count by (stream, group) ({select('pointsman_worker_info')})", "{{stream}} {{group}}"),
+            stacked=True,
+        ),
         graph("Memory", (f"process_resident_memory_bytes{{{WORKERS}}}", "{{instance}}"), unit="bytes"),
         graph("CPU cores", (f"rate(process_cpu_seconds_total{{{WORKERS}}}[$__rate_interval])", "{{instance}}")),
         graph("Open files", (f"process_open_fds{{{WORKERS}}}", "{{instance}}")),
