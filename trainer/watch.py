@@ -123,5 +123,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 model.get_base_model(), self._prompts, self._code_ids, lambda done: self._progress("validating", done, total)
             )
         model.train(training)
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+        weights = {
+            name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        }
         return Snapshot(selection.evaluate(step, answers, self._truth), weights, answers)

@@ -78,7 +78,7 @@ def recall(path: Path) -> tuple[dict[str, Any], Arrays] | None:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return dict(json.loads(str(arrays.pop("_facts")))), arrays
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
