@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate, gate, parity, publish
+from trainer import build, dataset, evaluate, gate, parity, processes, publish
 from trainer.dataset import Example
 from trainer.files import write_json
 from trainer.recipe import Recipe, RecipeError, with_labels_of
@@ -47,8 +47,8 @@ class Published:
     answers: list[str]
 
 
-def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float | None], None], *, force: bool = False) -> Outcome:
-    """Carry out a recipe.
+def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float | None], None], *, force: bool = False) -> Outcome | None:
+    """Carry out a recipe. Of several processes all but the first only train, and return None.
 
     Args:
         force: publish whatever the gate says.
@@ -61,7 +61,7 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     started = time.monotonic()
     recipe, parts = _parts(recipe, say)
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
-    published = _published(recipe, parts["test"], force, say)
+    published = _published(recipe, parts["test"], force, say) if processes.is_first() else None
 
     base = recipe.base.path()
     vocabulary = load(base, vocab_only=True)
@@ -71,10 +71,13 @@ def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float |
     vocabulary.close()
 
     work = recipe.output / publish.CANDIDATE
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    if processes.is_first():
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
     adapter_path = work / build.ADAPTER_FILE
     log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], code_ids, adapter_path, training_progress)
+    if not processes.is_first():
+        return None
     say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
 
     metadata = _metadata(recipe, codes, parts, log)

@@ -20,7 +20,7 @@ import trl
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from trainer import pretrained
+from trainer import pretrained, processes
 from trainer.adapter import write_adapter
 from trainer.network import log_probabilities
 from trainer.recipe import Recipe
@@ -62,7 +62,7 @@ def train_adapter(
     output: Path,
     progress: Progress,
 ) -> TrainingLog:
-    """Fine-tune on `train` and write the adapter to `output` (GGUF).
+    """Fine-tune on `train` and write the adapter to `output` (GGUF). Of several processes only the first writes.
 
     The checkpoint kept is the last one: with a cosine schedule to zero it is the most settled.
     """
@@ -82,7 +82,7 @@ def train_adapter(
         args=trl.SFTConfig(
             output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
             per_device_eval_batch_size=64,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
@@ -109,7 +109,8 @@ def train_adapter(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    write_adapter(trainer.model, output)
+    if processes.is_first():
+        write_adapter(trainer.model, output)
     trainer.model.eval()
     with torch.autocast(trainer.model.device.type, torch.bfloat16):
         answers = log_probabilities(trainer.model.get_base_model(), [example.prompt_ids for example in validation], code_ids)
@@ -146,6 +147,15 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._code_ids = torch.tensor(code_ids)
         self._smoothing = smoothing
         self._token_dropout = token_dropout
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        """The loss goes around the wrapper that averages gradients over several processes, so that is done here."""
+        loss = super().training_step(model, inputs, *rest)
+        if processes.count() > 1:
+            for weights in model.parameters():
+                if weights.grad is not None:
+                    weights.grad = self.accelerator.reduce(weights.grad, reduction="mean")
+        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         causal = self.accelerator.unwrap_model(model).get_base_model()
