@@ -136,7 +136,7 @@ def converted(checkpoint: Path) -> Path:
     for name in ("config.json", "tokenizer_config.json"):
         if _brings_code(checkpoint / name):
             raise BaseError(f"{checkpoint} brings a program of its own (auto_map in {name}): only architectures of transformers are taken")
-    cache = Path(os.environ.get("POINTSMAN_CACHE_DIR", "~/.cache/pointsman")).expanduser() / "bases"
+    cache = cache_directory() / "bases"
     path = cache / f"{_content_key(checkpoint)}.gguf"
     if path.is_file():
         return path
@@ -155,6 +155,11 @@ def converted(checkpoint: Path) -> Path:
     except OSError as error:
         raise BaseError(f"cannot keep the GGUF of {checkpoint} in {cache} ({error}): set POINTSMAN_CACHE_DIR") from error
     return path
+
+
+def cache_directory() -> Path:
+    """Where the trainer keeps what it can make again: the worker's own setting says where."""
+    return Path(os.environ.get("POINTSMAN_CACHE_DIR", "~/.cache/pointsman")).expanduser()
 
 
 def _from_hub(wanted: hub.ModelId) -> Path:

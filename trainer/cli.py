@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from trainer import build as building
-from trainer import dataset, lifecycle, measuring, publish
+from trainer import dataset, lifecycle, measuring, processes, publish
 from trainer.base import BaseError
 from trainer.build import BuildError
 from trainer.dataset import DataError
@@ -56,8 +56,11 @@ def run(
 
     given = {"data": data, "validation": validation, "test": test, "output": output, "start_from": start_from}
     loaded = load_recipe(recipe, {name: path for name, path in given.items() if path is not None})
+    console.quiet = not processes.is_first()  # of several processes one speaks
     with steps() as tell:
         outcome = pipeline.run(loaded, lambda line: console.print(line, markup=False, soft_wrap=True), tell, force=force, fresh=fresh)
+    if outcome is None:
+        return
     if not outcome.published:
         console.print(
             f"not published: {publish.candidate_file(loaded.output)} is kept until the next run; to publish it all the same: "

@@ -6,14 +6,16 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer import build, dataset, evaluate, gate, parity, publish, warm_start, work
+from trainer import build, dataset, evaluate, gate, parity, processes, publish, warm_start, work
 from trainer import parts as examples_of
 from trainer.answers import Answers, ask, prompt_hash
 from trainer.dataset import Example
@@ -56,8 +58,10 @@ class Published:
     answers: list[str]
 
 
-def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fresh: bool = False) -> Outcome:
+def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fresh: bool = False) -> Outcome | None:
     """Carry out a recipe, from where an earlier run of the same was cut off.
+
+    Of several processes all but the first only train, and return None; they begin anew in any case.
 
     Args:
         progress: called with what is being done, how much of it is, and of how much (None: unknown).
@@ -73,8 +77,8 @@ def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fr
     recipe, parts = examples_of.of(recipe, say, start.version if start else None)
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
     base = recipe.base.path()
-    with work.alone(recipe.output):
-        return _run(recipe, base, parts, start, started, say, progress, force=force, fresh=fresh)
+    with work.alone(recipe.output) if processes.is_first() else nullcontext():
+        return _run(recipe, base, parts, start, started, say, progress, force=force, fresh=fresh or processes.count() > 1)
 
 
 def _run(
@@ -88,8 +92,8 @@ def _run(
     *,
     force: bool,
     fresh: bool,
-) -> Outcome:
-    published = _published(recipe, parts["test"], force, say, progress)
+) -> Outcome | None:
+    published = _published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
     vocabulary = load(base, vocab_only=True)
     given = {name: code for name, code in (start.codes if start else {}).items() if name in recipe.labels} | recipe.codes
     codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False), given)
@@ -100,6 +104,8 @@ def _run(
     directory = recipe.output / publish.CANDIDATE
     before = time.monotonic() - started
     log = _train(recipe, base, tokens, code_ids, directory, start, say, progress, fresh=fresh)
+    if not processes.is_first():
+        return None
     trained = time.monotonic()
     metadata = _metadata(recipe, codes, parts, log)
     if start is not None:
@@ -146,6 +152,21 @@ def _train(
     progress("loading torch", 0, None)
     from trainer import sft  # torch takes seconds to import, and only training needs it
 
+    adapter, done = directory / build.ADAPTER_FILE, directory / TRAINED_FILE
+    train = partial(
+        sft.train_adapter,
+        recipe,
+        base,
+        tokens["train"],
+        tokens["validation"],
+        code_ids,
+        adapter,
+        progress,
+        say,
+        start.adapter if start else None,
+    )
+    if not processes.is_first():
+        return train()
     inputs = {
         "the training settings": work.fingerprint(recipe.schedule().model_dump(mode="json")),
         "the data, labels or prompt": work.fingerprint(
@@ -157,15 +178,12 @@ def _train(
     }
     if changed := work.prepare(directory, inputs, fresh=fresh):
         say(f"begins    anew: {', '.join(changed)} changed since what lay in {directory}")
-    adapter, done = directory / build.ADAPTER_FILE, directory / TRAINED_FILE
     found = work.recall(done)
     if found is not None and adapter.is_file():
         log = sft.TrainingLog.of(found[0], found[1]["answers"])
         say(f"trained   already, {log.steps} steps; --fresh trains anew")
         return log
-    log = sft.train_adapter(
-        recipe, base, tokens["train"], tokens["validation"], code_ids, adapter, progress, say, start.adapter if start else None
-    )
+    log = train()
     work.remember(done, log.facts(), {"answers": log.validation_log_probabilities})
     say(f"trained   {log.steps} steps, adapter {adapter.stat().st_size / 1e6:.1f} MB")
     return log

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trainer.base import cache_directory
 from trainer.recipe import Training
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -58,6 +59,7 @@ def _plain(gguf: Path, checkpoint: Path | None) -> tuple[Any, Any]:
 
 
 def _by_unsloth(gguf: Path, checkpoint: Path | None, settings: Training) -> tuple[Any, Any]:
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_directory() / "unsloth"))  # else it writes programs where one stands
     import unsloth  # changes classes of transformers and trl when it is imported, so only where it is used
 
     with tempfile.TemporaryDirectory(prefix="pointsman-") as work:
@@ -71,6 +73,7 @@ def _by_unsloth(gguf: Path, checkpoint: Path | None, settings: Training) -> tupl
             max_seq_length=MAX_TOKENS,
             dtype=precision(),
             load_in_4bit=torch.cuda.is_available(),
+            use_gradient_checkpointing=False,
             local_files_only=True,
         )
     adapted = unsloth.FastModel.get_peft_model(

@@ -23,7 +23,7 @@ import trl
 from peft import set_peft_model_state_dict
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from trainer import adapter, checkpoints, pretrained
+from trainer import adapter, checkpoints, pretrained, processes
 from trainer.build import Adapter
 from trainer.pretrained import precision
 from trainer.recipe import Recipe, Training
@@ -93,7 +93,7 @@ def train_adapter(
     say: Callable[[str], None] = lambda _: None,
     start: Adapter | None = None,
 ) -> TrainingLog:
-    """Fine-tune on `train` and write the adapter to `output` (GGUF).
+    """Fine-tune on `train` and write the adapter to `output` (GGUF). Of several processes only the first writes.
 
     Goes on from the newest checkpoint in the directory `checkpoints` beside `output`, if there is one.
 
@@ -123,7 +123,7 @@ def train_adapter(
         args=trl.SFTConfig(
             output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=settings.warmup_ratio,
@@ -163,7 +163,8 @@ def train_adapter(
 
     candidates, taken = watch.choose(trainer.model)
     set_peft_model_state_dict(trainer.model, candidates[taken].weights)
-    adapter.write_adapter(trainer.model, output)
+    if processes.is_first():
+        adapter.write_adapter(trainer.model, output)
     return TrainingLog(
         losses=[(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row],
         evaluations=watch.evaluations,
@@ -232,9 +233,15 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
                 share = self.compute_loss(model, piece) * (len(piece["input_ids"]) / rows)
             self.accelerator.backward(share)
             loss += share.detach()
+        if processes.count() > 1:  # the loss goes around the wrapper that averages gradients over several processes
+            for weights in model.parameters():
+                if weights.grad is not None:
+                    weights.grad = self.accelerator.reduce(weights.grad, reduction="mean")
         return loss
 
     def _save_checkpoint(self, *_: Any) -> None:
+        if not processes.is_first():
+            return
         with checkpoints.writing(self._watch.directory, self.state.global_step) as partial:
             self.model.save_pretrained(partial, save_embedding_layers=False)
             self._save_optimizer_and_scheduler(str(partial))

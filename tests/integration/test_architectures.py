@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from tests.integration.parts import metadata
-from tests.tiny import checkpoint
+from tests.tiny_checkpoints import checkpoint, write_small_sentencepiece
 from trainer import build, parity
 from trainer.adapter import write_adapter
 from trainer.base import Base
@@ -44,7 +44,7 @@ def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POINTSMAN_CACHE_DIR", str(directory / "cache"))
-        source = Base(name="tiny", licence="none", source=str(checkpoint(request.param, directory / "tiny")))
+        source = Base(name="tiny", licence="none", source=str(checkpoint(request.param, directory / "tiny", write_small_sentencepiece)))
         base = source.path()
     network = with_random_lora(source)
     adapter_file, model = directory / build.ADAPTER_FILE, directory / "model.gguf"
