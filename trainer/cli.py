@@ -45,6 +45,9 @@ def run(
             "--from", help="A model's directory: train on from it, for a short time, as the recipe's `continuing` says.", show_default=False
         ),
     ] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="codes, or to compare with: names. Instead of the recipe's.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Publish the model even if the gate refuses it.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Take over nothing from an earlier run.")] = False,
 ) -> None:
@@ -54,8 +57,17 @@ def run(
     """
     from trainer import pipeline  # needs the training libraries, which building and splitting do not
 
-    given = {"data": data, "validation": validation, "test": test, "output": output, "start_from": start_from}
-    loaded = load_recipe(recipe, {name: path for name, path in given.items() if path is not None})
+    given: dict[str, object] = {
+        "data": data,
+        "validation": validation,
+        "test": test,
+        "output": output,
+        "start_from": start_from,
+        "answers": answers,
+    }
+    if answers == "names":
+        given["codes"] = {}
+    loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
     console.quiet = not processes.is_first()  # of several processes one speaks
     with steps() as tell:
         outcome = pipeline.run(loaded, lambda line: console.print(line, markup=False, soft_wrap=True), tell, force=force, fresh=fresh)

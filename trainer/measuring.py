@@ -72,7 +72,7 @@ def baseline(
     dataset.check_labels(examples, card.labels.names)
     with progress() as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
-        figures = measuring.baseline(card, Base.recorded_in(card.training).path(), examples, lambda: bar.advance(task))
+        figures = measuring.baseline(card, Base.recorded_in(card.training).path(), examples, lambda done: bar.update(task, completed=done))
     if as_json:
         print(json.dumps(figures))
         return

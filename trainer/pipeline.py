@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import build, dataset, evaluate, gate, parity, processes, publish, warm_start, work
+from trainer import build, dataset, evaluate, gate, parity, processes, publish, thresholds, warm_start, work
 from trainer import parts as examples_of
 from trainer.answers import Answers, ask, prompt_hash
 from trainer.dataset import Example
@@ -24,9 +24,9 @@ from trainer.recipe import Recipe, RecipeError
 from trainer.registry import Judgement
 from trainer.terminal import Progress, peak_memory_gb
 from trainer.warm_start import Start
-from worker.classifier import Classifier
-from worker.classifier.calibration import Floats, fit_temperature
-from worker.classifier.labels import choose_codes
+from worker.classifier import Classifier, Decision
+from worker.classifier.calibration import Floats
+from worker.classifier.labels import agreement, choose_codes
 from worker.classifier.model_file import FORMAT, LoadedModel, ModelCard, content_hash, load, parse_card
 from worker.classifier.prompt import encode_query
 
@@ -95,15 +95,13 @@ def _run(
 ) -> Outcome | None:
     published = _published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
     vocabulary = load(base, vocab_only=True)
-    given = {name: code for name, code in (start.codes if start else {}).items() if name in recipe.labels} | recipe.codes
-    codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False), given)
-    code_ids = [vocabulary.tokenize(code, parse_special=False)[0] for code in codes]
-    tokens = {part: _tokens(recipe, vocabulary, code_ids, parts[part]) for part in ("train", "validation")}
+    codes, answer_ids = _answers(recipe, vocabulary, start)
+    tokens = {part: _tokens(recipe, vocabulary, answer_ids, parts[part]) for part in ("train", "validation")}
     vocabulary.close()
 
     directory = recipe.output / publish.CANDIDATE
     before = time.monotonic() - started
-    log = _train(recipe, base, tokens, code_ids, directory, start, say, progress, fresh=fresh)
+    log = _train(recipe, base, tokens, answer_ids, directory, start, say, progress, fresh=fresh)
     if not processes.is_first():
         return None
     trained = time.monotonic()
@@ -140,7 +138,7 @@ def _train(
     recipe: Recipe,
     base: Path,
     tokens: dict[str, list[Any]],
-    code_ids: Sequence[int],
+    answer_ids: Sequence[Sequence[int]],
     directory: Path,
     start: Start | None,
     say: Say,
@@ -159,7 +157,7 @@ def _train(
         base,
         tokens["train"],
         tokens["validation"],
-        code_ids,
+        answer_ids,
         adapter,
         progress,
         say,
@@ -168,9 +166,9 @@ def _train(
     if not processes.is_first():
         return train()
     inputs = {
-        "the training settings": work.fingerprint(recipe.schedule().model_dump(mode="json")),
+        "the training settings": work.fingerprint([recipe.answers, recipe.schedule().model_dump(mode="json")]),
         "the data, labels or prompt": work.fingerprint(
-            [code_ids, *([each.prompt_ids, each.code_id] for part in tokens.values() for each in part)]
+            [answer_ids, *([each.prompt_ids, each.answer_ids] for part in tokens.values() for each in part)]
         ),
         "the base": content_hash(base),
         "the model it goes on from": start.version if start else "",
@@ -205,8 +203,8 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say, p
     answers = [decision.label for decision in decided]
     card = classifier.card
     classifier.close()
-    right = sum(a == e.label for a, e in zip(answers, test, strict=True))
-    say(f"replaces  {path}, version {card.version}, test accuracy {right / len(test):.4f}")
+    accuracy = agreement(answers, [example.label for example in test])
+    say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
     measured_on = card.training.get("data_sha256")
     if isinstance(measured_on, dict) and measured_on.get("test") != dataset.fingerprint(test):
         say("          its own test split was another: it may have been trained on some of these examples")
@@ -252,12 +250,24 @@ def _report(recipe: Recipe, directory: Path, metadata: Mapping[str, Any], test: 
     yield from report.write(directory, metadata, record)
 
 
-def _tokens(recipe: Recipe, vocabulary: LoadedModel, code_ids: Sequence[int], examples: Sequence[Example]) -> list[Any]:
+def _answers(recipe: Recipe, vocabulary: LoadedModel, start: Start | None) -> tuple[Sequence[str], list[list[int]]]:
+    """What the model answers for each label, and its token ids."""
+
+    def tokenize(text: str) -> list[int]:
+        return vocabulary.tokenize(text, parse_special=False)
+
+    names = list(recipe.labels)
+    given = {name: code for name, code in (start.codes if start else {}).items() if name in recipe.labels} | recipe.codes
+    codes = choose_codes(names, tokenize, given) if recipe.answers == "codes" else [f" {name}" for name in names]
+    return codes, [tokenize(code) for code in codes]
+
+
+def _tokens(recipe: Recipe, vocabulary: LoadedModel, answer_ids: Sequence[list[int]], examples: Sequence[Example]) -> list[Any]:
     from trainer.watch import TokenExample
 
     prefix = vocabulary.tokenize(recipe.prompt.prefix, parse_special=True, add_special=True)
     suffix = vocabulary.tokenize(recipe.prompt.suffix, parse_special=True)
-    answer = dict(zip(recipe.labels, code_ids, strict=True))
+    answer = dict(zip(recipe.labels, answer_ids, strict=True))
 
     def plain(text: str) -> list[int]:
         return vocabulary.tokenize(text, parse_special=False)
@@ -284,7 +294,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "name": recipe.name,
             "version": "unreleased",
             **recipe.base.record(),
-            "recipe": recipe.model_dump(mode="json", include={"split", "review"}) | {"training": recipe.schedule().model_dump()},
+            "recipe": recipe.model_dump(mode="json", include={"split", "review", "answers"}) | {"training": recipe.schedule().model_dump()},
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,
@@ -309,28 +319,29 @@ def _measure(
 ) -> dict[str, Any]:
     """Calibrate on validation, evaluate on validation and test, choose the probes."""
     names, validation = list(recipe.labels), held_out["validation"]
-    temperature = fit_temperature(answers["validation"].scores, [names.index(example.label) for example in validation])
-    calibration = {"temperature": round(temperature, 4), "threshold": 0.0, "thresholds": {}}
+    truth = [names.index(example.label) for example in validation]
+    calibration = thresholds.calibrate(answers["validation"].scores, truth, names, recipe.out_of_scope, recipe.review)
     metadata = metadata | {"calibration": calibration}
-    decisions = answers["validation"].decisions(_card(metadata))
-    truth = [example.label for example in validation]
-    threshold = evaluate.choose_threshold(decisions, truth, recipe.out_of_scope, recipe.review.precision)
-    calibration["threshold"] = round(threshold, 4)
-    say(f"calibrate temperature {temperature:.3f}, threshold {threshold:.3f} on validation")
+    say("calibrate on validation: " + thresholds.in_words(calibration))
 
     metadata["training"]["version"] = build.content_version(directory / build.ADAPTER_FILE, metadata)
     card = _card(metadata)
-    for part, examples in held_out.items():
-        figures = evaluate.evaluate(card, examples, answers[part].decisions(card))
+    decided = {part: answers[part].decisions(card) for part in held_out}
+    for part, decisions in decided.items():
+        figures = evaluate.evaluate(card, held_out[part], decisions)
         metadata["evaluation"][part] = figures.as_dict()
         say(f"evaluate  {part}: accuracy {figures.accuracy:.4f}, macro-F1 {figures.macro_f1:.4f}, ECE {figures.ece:.4f}")
 
+    metadata["probes"]["probes"] = choose_probes(names, validation, decided["validation"])
+    return metadata
+
+
+def choose_probes(names: Sequence[str], examples: Sequence[Example], decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    """The surest right answer of each label: what a worker asks the model when it loads it."""
     probes = []
     for name in names:
-        sure = [(d, e) for d, e in zip(decisions, validation, strict=True) if d.label == e.label == name]
+        sure = [(d, e) for d, e in zip(decisions, examples, strict=True) if d.label == e.label == name]
         if sure:
             decision, example = max(sure, key=lambda pair: pair[0].confidence)
-            probability = round(decision.confidence, 4)
-            probes.append({"text": example.text, "label": name, "probability": probability})
-    metadata["probes"]["probes"] = probes
-    return metadata
+            probes.append({"text": example.text, "label": name, "probability": round(decision.confidence, 4)})
+    return probes

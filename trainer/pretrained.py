@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.base import cache_directory
+from trainer.network import from_gguf
 from trainer.recipe import Training
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -48,12 +49,13 @@ def precision() -> torch.dtype:
 
 
 def _plain(gguf: Path, checkpoint: Path | None) -> tuple[Any, Any]:
-    where: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint}
     if checkpoint is None:
-        where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    network = AutoModelForCausalLM.from_pretrained(**where, dtype=precision(), attn_implementation="eager")
-    _forget_quantisation(network)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+        network = from_gguf(gguf, precision(), attn_implementation="eager")
+        _forget_quantisation(network)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    else:
+        network = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=precision(), attn_implementation="eager")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return network, tokenizer
 

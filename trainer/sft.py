@@ -1,8 +1,9 @@
 """Supervised fine-tuning of a LoRA adapter with TRL, on the prompt that the worker serves.
 
 The base comes into torch as `pretrained` says; token ids come from the worker's own tokenizer, so what is trained
-is what is served; the loss is on the answer code alone. Of the weights that `selection` looks at, those that do best on the
-validation split are written as a llama.cpp LoRA adapter (GGUF), which `trainer.build` merges with the base.
+is what is served; the loss is on the answer alone: on its code or, to compare with, TRL's own on the label's name. Of the weights that
+`selection` looks at, those that do best on the validation split are written as a llama.cpp LoRA adapter (GGUF), which `trainer.build`
+merges with the base.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def train_adapter(
     base: Path,
     train: Sequence[TokenExample],
     validation: Sequence[TokenExample],
-    code_ids: Sequence[int],
+    answer_ids: Sequence[Sequence[int]],
     output: Path,
     progress: Progress,
     say: Callable[[str], None] = lambda _: None,
@@ -112,14 +113,15 @@ def train_adapter(
     model, tokenizer = pretrained.with_adapter(base, recipe.base.checkpoint(), settings)
 
     directory = output.parent / "checkpoints"
-    watch = Watch(directory, settings, validation, code_ids, -(-len(train) // settings.batch_size), progress, say)
-    trainer = _CodeTrainer(
-        code_ids=code_ids,
+    watch = Watch(directory, settings, validation, answer_ids, -(-len(train) // settings.batch_size), progress, say)
+    by_code = recipe.answers == "codes"
+    trainer = _AnswerTrainer(
+        code_ids=[code for (code,) in answer_ids] if by_code else None,
         settings=settings,
         watch=watch,
         model=model,
         processing_class=tokenizer,
-        train_dataset=_dataset(train),
+        train_dataset=_dataset(train, [] if by_code else [model.config.eos_token_id]),
         args=trl.SFTConfig(
             output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
@@ -179,11 +181,12 @@ def train_adapter(
     )
 
 
-def _dataset(examples: Sequence[TokenExample]) -> datasets.Dataset:
+def _dataset(examples: Sequence[TokenExample], end: list[int]) -> datasets.Dataset:
+    """`end` follows every answer."""
     return datasets.Dataset.from_dict(
         {
-            "input_ids": [[*example.prompt_ids, example.code_id] for example in examples],
-            "completion_mask": [[0] * len(example.prompt_ids) + [1] for example in examples],
+            "input_ids": [[*example.prompt_ids, *example.answer_ids, *end] for example in examples],
+            "completion_mask": [[0] * len(example.prompt_ids) + [1] * len(example.answer_ids + end) for example in examples],
         }
     )
 
@@ -200,18 +203,18 @@ class _ByLength(LengthGroupedSampler):  # type: ignore[misc]
         return iter(super().__iter__())
 
 
-class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose loss is normalised over the codes, at the one position where the code is answered.
+class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose loss is normalised over the codes, at the one position where a code is answered; for names TRL's own.
 
-    That is the distribution which constrained decoding serves, and it is learnt several times faster than that
+    The first is the distribution which constrained decoding serves, and it is learnt several times faster than that
     over the whole vocabulary. A second, smaller term draws the probability of all other tokens to the codes:
     -log of the codes' share. Without it llama.cpp's own grammar sampler, which also allows a code in pieces,
     may prefer a piece of a wrong one.
     """
 
-    def __init__(self, *, code_ids: Sequence[int], settings: Training, watch: Watch, **kwargs: Any) -> None:
+    def __init__(self, *, code_ids: Sequence[int] | None, settings: Training, watch: Watch, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._code_ids = torch.tensor(code_ids)
+        self._code_ids = None if code_ids is None else torch.tensor(code_ids)
         self._settings = settings
         self._watch = watch
 
@@ -250,6 +253,8 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
             self._watch.remember(partial)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        if self._code_ids is None:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
         causal = self.accelerator.unwrap_model(model).get_base_model()
         rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
         mask = inputs["attention_mask"]

@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import TrainerCallback
 
 from trainer import selection
-from trainer.network import log_probabilities
+from trainer.network import answer_log_probabilities
 from trainer.pretrained import precision
 from trainer.recipe import Training
 from trainer.selection import Evaluation, Snapshot
@@ -29,10 +29,10 @@ _SEEN_FILE = "seen.pt"
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """Token ids of prefix, query and suffix, and the id of the right code."""
+    """Token ids of prefix, query and suffix, and those of the right answer: one where it is a code."""
 
     prompt_ids: list[int]
-    code_id: int
+    answer_ids: list[int]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -43,7 +43,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         directory: Path,
         settings: Training,
         validation: Sequence[TokenExample],
-        code_ids: Sequence[int],
+        answer_ids: Sequence[Sequence[int]],
         steps_per_epoch: int,
         progress: Progress,
         say: Callable[[str], None],
@@ -51,9 +51,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.directory = directory
         self.evaluations: list[Evaluation] = []
         self._snapshots: list[Snapshot] = []
-        self._settings, self._code_ids, self._progress, self._say = settings, code_ids, progress, say
+        self._settings, self._answer_ids, self._progress, self._say = settings, answer_ids, progress, say
         self._prompts = [example.prompt_ids for example in validation]
-        self._truth = [list(code_ids).index(example.code_id) for example in validation]
+        self._truth = [list(answer_ids).index(example.answer_ids) for example in validation]
         self._steps = steps_per_epoch * settings.epochs
         self._every = -(-steps_per_epoch // settings.evaluations_per_epoch)
         self._loss: float | None = None
@@ -119,8 +119,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         model.eval()
         rounding = torch.autocast(model.device.type, torch.bfloat16) if precision() == torch.bfloat16 else nullcontext()
         with rounding:
-            answers = log_probabilities(
-                model.get_base_model(), self._prompts, self._code_ids, lambda done: self._progress("validating", done, total)
+            answers = answer_log_probabilities(
+                model.get_base_model(), self._prompts, self._answer_ids, lambda done: self._progress("validating", done, total)
             )
         model.train(training)
         weights = {

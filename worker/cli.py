@@ -22,6 +22,7 @@ from worker import doctor as diagnosis
 from worker.app import Listening, serve
 from worker.bench import report as benchmark
 from worker.classifier import Decision, EngineError, EngineOptions, ModelFileError, tuning
+from worker.classifier.model_file import content_hash
 from worker.demo import demo as run_demo
 from worker.demo import read_samples
 from worker.embedded_redis import embedded_redis
@@ -174,8 +175,10 @@ def tune(
             mark = ("chosen", "green") if trial.chosen else (trial.note or "kept what was", "dim")
             out.print(Text.assemble(f"{trial.what:<28} {speed}  same label {trial.agreement:6.1%}  ", mark), soft_wrap=True)
 
+    master_hash = content_hash(settings.model)
     profile = tuning.measure(
         settings.model,
+        master_hash,
         queue,
         settings.cache_dir,
         base=EngineOptions(sequences=settings.batch_size, threads=settings.threads),
@@ -184,7 +187,7 @@ def tune(
         rounds=3 if quick else 7,
         on_trial=show,
     )
-    path = tuning.save_profile(profile, settings.model, settings.cache_dir, settings.n_gpu_layers)
+    path = tuning.save_profile(profile, master_hash, settings.cache_dir, settings.n_gpu_layers)
     if as_json:
         print(json.dumps({"profile": asdict(profile), "path": str(path), "trials": [asdict(trial) for trial in trials]}))
     else:

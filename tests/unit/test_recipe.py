@@ -52,6 +52,9 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"split": {}}, "split.seed: Field required"),
         ({"labels": {True: "yes", "car": ""}}, "Input should be a valid string"),
         ({"review": {"precision": 1}}, "review.precision"),
+        ({"review": {"confidence": 0.3}}, "review.confidence"),
+        ({"answers": "names", "codes": {"pool": " pool"}}, "codes: none are used where answers is names"),
+        ({"answers": "letters"}, "answers: Input should be 'codes' or 'names'"),
         ({"gate": {"alpha": 0}}, "gate.alpha"),
         ({"train_only": 5}, "train_only"),
         ({"test": "test.json"}, "split.test: must be 0, since test names a file"),
@@ -87,6 +90,13 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, wha
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "none.yaml" in complaint(tmp_path / "none.yaml")
+
+
+def test_a_model_without_a_name_is_named_after_its_output(tmp_path: Path) -> None:
+    path = written(tmp_path, output="models/helpdesk")
+    path.write_text(path.read_text().replace("name: tiny\n", ""))
+    assert load_recipe(path).name == "helpdesk"
+    assert load_recipe(path, {"output": Path("elsewhere/mine")}).name == "mine"
 
 
 def test_there_are_recipes_to_check() -> None:
