@@ -64,8 +64,8 @@ class Evaluation:
     """Accuracy of the queries that would be routed to a topic."""
     routing: list[dict[str, Any]]
     """What is routed: a row for all, and one for each label that some query got, but for out of scope. `label` (None for all), `threshold`,
-    `answers` (queries that got it), `routed` of these, `precision` of what is routed, and its lower bound `least_precision`, exact at
-    BOUND_CONFIDENCE for each row by itself. The last two are None where nothing is routed."""
+    `answers` (queries that got it), `routed` of these and their share, `coverage`; unless that is none, `precision` of what is routed and
+    its lower bound `least_precision`, exact at BOUND_CONFIDENCE for each row by itself."""
     reliability: list[Bin]
     risk_coverage: RiskCoverage | None
     """None if no query would be routed."""
@@ -148,10 +148,8 @@ def evaluate(card: ModelCard, examples: Sequence[Example], decisions: Sequence[D
 
 def _routing(label: str | None, threshold: float | None, correct: npt.NDArray[np.bool_], routed: npt.NDArray[np.bool_]) -> dict[str, Any]:
     n, right = int(routed.sum()), int(correct[routed].sum())
-    precision, least = (right / n, least_precision(right, n, BOUND_CONFIDENCE)) if n else (None, None)
-    return {
-        "label": label, "threshold": threshold, "answers": len(routed), "routed": n, "precision": precision, "least_precision": least,
-    }  # fmt: skip
+    bounds = {"precision": right / n, "least_precision": least_precision(right, n, BOUND_CONFIDENCE)} if n else {}
+    return {"label": label, "threshold": threshold, "answers": len(routed), "routed": n, "coverage": n / len(routed)} | bounds
 
 
 def macro_f1(truth: Sequence[str], given: Sequence[str]) -> float:

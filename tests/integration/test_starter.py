@@ -1,4 +1,4 @@
-"""One recipe, any labels: from a small file of queries to a model that a worker loads, and its report. The base has 2 of its 30 layers."""
+"""One recipe, any labels: from a small file of queries to a model that a worker loads, and its report. The base is random, and tiny."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,21 +21,39 @@ from trainer.registry import versions
 from worker.classifier import Classifier
 
 RECIPE = ROOT / "trainer" / "recipes" / "starter.yaml"
-LAYERS = 2
+LAYERS, WIDTH, HEADS = 2, 64, 4
 HELPDESK, BUERGERAMT = ROOT / "tests/data/helpdesk.csv", ROOT / "tests/data/buergeramt.jsonl"
 
 
-def with_few_layers(base: Path, output: Path) -> None:
-    reader = gguf.GGUFReader(base)
+def write_tiny_base(like: Path, output: Path) -> None:
+    """A random network with the vocabulary of a real base."""
+    reader = gguf.GGUFReader(like)
+    sizes = {
+        "block_count": LAYERS, "embedding_length": WIDTH, "feed_forward_length": 2 * WIDTH, "rope.dimension_count": WIDTH // HEADS,
+        "attention.head_count": HEADS, "attention.head_count_kv": HEADS,
+    }  # fmt: skip
     writer = gguf.GGUFWriter(output, "llama")
     for key, field in reader.fields.items():
-        if key not in (*build._STRUCTURAL, "llama.block_count"):
+        if key not in build._STRUCTURAL:
             element = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=element)
-    writer.add_block_count(LAYERS)
-    for tensor in reader.tensors:
-        if not tensor.name.startswith("blk.") or int(tensor.name.split(".")[1]) < LAYERS:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            writer.add_key_value(key, sizes.get(key.removeprefix("llama."), field.contents()), field.types[0], sub_type=element)
+    generator = np.random.default_rng(3)
+
+    def add(name: str, *shape: int) -> None:
+        scale = 1 if name == "token_embd" else WIDTH**-0.5
+        values = np.ones(shape) if len(shape) == 1 else scale * generator.standard_normal(shape)
+        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
+
+    vocabulary = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    add("token_embd", vocabulary, WIDTH)
+    add("output_norm", WIDTH)
+    for layer in range(LAYERS):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}", WIDTH, WIDTH)
+        for part, shape in (("ffn_gate", (2 * WIDTH, WIDTH)), ("ffn_up", (2 * WIDTH, WIDTH)), ("ffn_down", (WIDTH, 2 * WIDTH))):
+            add(f"blk.{layer}.{part}", *shape)
+        for part in ("attn_norm", "ffn_norm"):
+            add(f"blk.{layer}.{part}", WIDTH)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -45,7 +64,7 @@ def with_few_layers(base: Path, output: Path) -> None:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("starter")
     small, base = directory / "base.gguf", load_recipe(RECIPE).base
-    with_few_layers(base.path(), small)
+    write_tiny_base(base.path(), small)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(base), "path", lambda _: small)
         yield directory
