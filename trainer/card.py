@@ -15,6 +15,7 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """The card; `metadata` and `record` as for the report."""
     measured_on, figures = shown_evaluation(metadata, record)
     per_label = figures.get("per_label", {})
+    routed = [row for row in figures.get("routing", []) if row["label"] is not None and row["routed"]]
     return (
         templates(html=False)
         .get_template("card.md.jinja")
@@ -29,6 +30,7 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
             figures=figures,
             competitors=competitors(metadata, record),
             weakest=sorted(per_label, key=lambda name: per_label[name]["f1"])[:WEAKEST],
+            least_sure=sorted(routed, key=lambda row: row["least_precision"])[:WEAKEST],
             confusions=figures.get("confusions", [])[:WEAKEST],
         )
     )

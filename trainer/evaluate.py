@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from trainer.dataset import Example
-from worker.classifier import Classifier, Decision
+from trainer.thresholds import least_precision
+from worker.classifier import Classifier, Decision, ModelCard
 from worker.classifier.calibration import Bin, expected_calibration_error, reliability
 
 CHUNK = 64
 CURVE_POINTS = 20
 FALSE_ALARM_PERCENT = 5
+BOUND_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,10 @@ class Evaluation:
     """Share of all queries that would go to review."""
     routed_accuracy: float
     """Accuracy of the queries that would be routed to a topic."""
+    routing: list[dict[str, Any]]
+    """What is routed: a row for all, and one for each label that some query got, but for out of scope. `label` (None for all), `threshold`,
+    `answers` (queries that got it), `routed` of these and their share, `coverage`; unless that is none, `precision` of what is routed and
+    its lower bound `least_precision`, exact at BOUND_CONFIDENCE for each row by itself."""
     reliability: list[Bin]
     risk_coverage: RiskCoverage | None
     """None if no query would be routed."""
@@ -76,6 +83,7 @@ class Evaluation:
             "out_of_scope_recall": None if self.out_of_scope_recall is None else round(self.out_of_scope_recall, 4),
             "per_label": {label: {name: round(value, 4) for name, value in row.items()} for label, row in self.per_label.items()},
             "confusions": [{"label": a, "given": b, "count": count} for a, b, count in self.confusions],
+            "routing": [{name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in self.routing],
             "reliability": [_rounded(asdict(row)) for row in self.reliability],
             "risk_coverage": self.risk_coverage
             and {"aurc": round(self.risk_coverage.aurc, 5), "points": [_rounded(point) for point in self.risk_coverage.points]},
@@ -96,9 +104,8 @@ def decide(classifier: Classifier, examples: Sequence[Example], progress: Callab
     return decisions
 
 
-def evaluate(classifier: Classifier, examples: Sequence[Example], decisions: Sequence[Decision]) -> Evaluation:
+def evaluate(card: ModelCard, examples: Sequence[Example], decisions: Sequence[Decision]) -> Evaluation:
     """Compare decisions with the right labels, under the model's own thresholds."""
-    card = classifier.card
     truth = [example.label for example in examples]
     given = [decision.label for decision in decisions]
     correct = np.array([a == b for a, b in zip(truth, given, strict=True)], dtype=np.bool_)
@@ -107,7 +114,7 @@ def evaluate(classifier: Classifier, examples: Sequence[Example], decisions: Seq
     columns = precision_recall_fscore_support(truth, given, labels=present, zero_division=0.0)
     out_of_scope = card.labels.out_of_scope
     to_review = np.array(
-        [d.label == out_of_scope or d.confidence < card.calibration.threshold_of(d.label) for d in decisions],
+        [d.label == out_of_scope or not card.calibration.sure(d.label, d.confidence) for d in decisions],
         dtype=np.bool_,
     )
     outside = np.array([label == out_of_scope for label in truth], dtype=np.bool_)
@@ -125,10 +132,24 @@ def evaluate(classifier: Classifier, examples: Sequence[Example], decisions: Seq
         out_of_scope_recall=float(to_review[outside].mean()) if outside.any() else None,
         reviewed=float(to_review.mean()),
         routed_accuracy=float(correct[~to_review].mean()) if (~to_review).any() else 0.0,
+        routing=[
+            _routing(None, None, correct, ~to_review),
+            *(
+                _routing(name, card.calibration.threshold_of(name), correct[rows], ~to_review[rows])
+                for name in card.labels.names
+                if name != out_of_scope and (rows := np.array([label == name for label in given])).any()
+            ),
+        ],
         reliability=reliability(confidences, correct),
         risk_coverage=risk_coverage(decisions, truth, out_of_scope),
         out_of_scope_detection=detect_out_of_scope(decisions, truth, out_of_scope),
     )
+
+
+def _routing(label: str | None, threshold: float | None, correct: npt.NDArray[np.bool_], routed: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    n, right = int(routed.sum()), int(correct[routed].sum())
+    bounds = {"precision": right / n, "least_precision": least_precision(right, n, BOUND_CONFIDENCE)} if n else {}
+    return {"label": label, "threshold": threshold, "answers": len(routed), "routed": n, "coverage": n / len(routed)} | bounds
 
 
 def macro_f1(truth: Sequence[str], given: Sequence[str]) -> float:
@@ -180,22 +201,3 @@ def detect_out_of_scope(decisions: Sequence[Decision], truth: Sequence[str], out
     threshold = sorted(scores[False])[len(scores[False]) * FALSE_ALARM_PERCENT // 100]
     below = {outside: sum(score < threshold for score in found) / len(found) for outside, found in scores.items()}
     return OutOfScopeDetection(threshold, recall=below[True], false_alarms=below[False])
-
-
-def choose_threshold(decisions: Sequence[Decision], truth: Sequence[str], out_of_scope: str | None, precision: float) -> float:
-    """The lowest confidence from which routed queries are right with at least `precision`.
-
-    Queries labelled out of scope are not routed, so they do not count. Ties go to the lower threshold; if no
-    threshold reaches the precision, the highest confidence seen is returned.
-    """
-    routed = sorted(
-        ((d.confidence, d.label == label) for d, label in zip(decisions, truth, strict=True) if d.label != out_of_scope),
-        reverse=True,
-    )
-    best, right = 1.0, 0
-    for count, (confidence, correct) in enumerate(routed, start=1):
-        right += correct
-        if right / count >= precision:
-            best = confidence
-    lowest = min((confidence for confidence, _ in routed), default=0.0)
-    return 0.0 if best <= lowest else best

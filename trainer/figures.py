@@ -18,6 +18,7 @@ from trainer.files import write_json
 from worker.classifier import Classifier, EngineOptions
 from worker.classifier.cores import available_cores, cpu_name
 from worker.classifier.formats import FORMATS, forget, in_format
+from worker.classifier.labels import agreement
 from worker.classifier.model_file import KEYS, ModelFileError, content_hash, load, parse_card
 
 RECORD_FILE = "report.json"
@@ -100,7 +101,7 @@ def measure(
         if card.version != version:
             raise DataError(f"{model} is version {card.version}, its directory says {version}: run `python -m trainer build` first")
         decisions = evaluate.decide(classifier, examples, lambda done: step(f"classifying, {done} of {len(examples)}"))
-        figures = evaluate.evaluate(classifier, examples, decisions).as_dict()
+        figures = evaluate.evaluate(classifier.card, examples, decisions).as_dict()
     finally:
         classifier.close()
     yield {"time": datetime.now(UTC).isoformat(timespec="seconds"), "evaluation": figures}
@@ -112,8 +113,7 @@ def measure(
     if baseline:
         base, number = baseline
         asked = _spread(examples, number)
-        done = iter(range(1, 2 * len(asked) + 1))
-        yield {"baseline": asking.baseline(card, base, asked, lambda: step(f"asking the untuned base, {next(done)} of {2 * len(asked)}"))}
+        yield {"baseline": asking.baseline(card, base, asked, lambda done: step(f"asking the untuned base, {done} of {2 * len(asked)}"))}
 
 
 def _spread(examples: Sequence[Example], number: int) -> list[Example]:
@@ -128,8 +128,7 @@ def _yardsticks(taught: Sequence[Example], examples: Sequence[Example]) -> dict[
     found: dict[str, Any] = {"taught": len(taught), "majority": {"label": majority([""])[0]}, "tfidf_svm": {}}
     for name, predict in (("majority", majority), ("tfidf_svm", yardsticks.tfidf_svm(taught))):
         given = predict(texts)
-        accuracy = sum(a == b for a, b in zip(given, truth, strict=True)) / len(truth)
-        found[name] |= {"accuracy": round(accuracy, 4), "macro_f1": round(evaluate.macro_f1(truth, given), 4)}
+        found[name] |= {"accuracy": round(agreement(given, truth), 4), "macro_f1": round(evaluate.macro_f1(truth, given), 4)}
     return found
 
 
@@ -150,13 +149,12 @@ def _weight_formats(model: Path, examples: Sequence[Example], step: Step) -> dic
                         forget(path)
                     except ModelFileError:  # llama.cpp cannot make every format of every shape
                         rows.append({"format": name})
-        right = sum(a == example.label for a, example in zip(given, examples, strict=True)) / len(examples)
     finally:
         original.close()
     as_it_is = {
         "format": original.weight_format,
         "megabytes": round(model.stat().st_size / 1e6),
-        "accuracy": round(right, 4),
+        "accuracy": round(agreement(given, [example.label for example in examples]), 4),
         "agreement": 1.0,
         "tokens_per_s": round(own["tokens"] / own["seconds"]),
         "to_original": 1.0,
@@ -189,8 +187,8 @@ def _one_format(
     return {
         "format": name,
         "megabytes": round(path.stat().st_size / 1e6),
-        "accuracy": round(sum(a == example.label for a, example in zip(labels, examples, strict=True)) / len(examples), 4),
-        "agreement": round(sum(a == b for a, b in zip(labels, given, strict=True)) / len(examples), 4),
+        "accuracy": round(agreement(labels, [example.label for example in examples]), 4),
+        "agreement": round(agreement(labels, given), 4),
         "tokens_per_s": round(tokens / seconds),
         "to_original": round(median(ratios), 2),
     }

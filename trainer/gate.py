@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 from trainer.dataset import Example
 from trainer.recipe import Gate
+from worker.classifier.labels import agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ _ROUNDING = 1e-9
 
 
 def _accuracy(given: Sequence[str], examples: Sequence[Example]) -> float | None:
-    return sum(a == e.label for a, e in zip(given, examples, strict=True)) / len(examples) if examples else None
+    return agreement(given, [example.label for example in examples]) if examples else None
 
 
 def _too_low(accuracy: float | None, limits: Gate) -> list[str]:

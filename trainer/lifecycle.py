@@ -1,4 +1,4 @@
-"""The commands around a published model: versions, rollback, publish, harvest. Part of trainer/cli.py."""
+"""The commands around a published model: versions, rollback, publish, calibrate, harvest. Part of trainer/cli.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer import build, publish, registry
+from trainer import build, dataset, publish, registry
+from trainer.recipe import Review, review_of
 from trainer.registry import Judgement
-from trainer.terminal import Directory, Json, console
+from trainer.terminal import DataFile, Directory, Json, SplitName, console
 
 app = typer.Typer()
 
@@ -53,6 +54,25 @@ def rollback(
 def publish_command(model: Directory) -> None:
     """Publish what the last run left unpublished, although the gate refused it."""
     entry = publish.publish(model, Judgement(passed=False, reasons=("published by hand",)))
+    _say_published(model, entry.version, entry.replaced)
+
+
+@app.command()
+def calibrate(
+    model: Directory,
+    data: DataFile,
+    split: SplitName = "all",
+    precision: Annotated[float, typer.Option(help="Share of the routed queries that must be right.")] = Review().precision,
+    confidence: Annotated[
+        float | None, typer.Option(help="Guarantee it at this confidence, by label where there are queries enough.", show_default=False)
+    ] = None,
+) -> None:
+    """Choose temperature and thresholds anew on labelled queries that the model was not trained on; publish it as a new version."""
+    from trainer.recalibrate import recalibrate  # scikit-learn is not needed to build
+
+    review = review_of(precision, confidence)
+    examples = dataset.part_of(data, split, build.read_metadata(model)["training"])
+    entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True))
     _say_published(model, entry.version, entry.replaced)
 
 

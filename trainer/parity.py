@@ -13,6 +13,7 @@ from trainer.recipe import Gate
 from worker.classifier import Classifier
 from worker.classifier.calibration import Floats
 from worker.classifier.formats import FORMATS, in_format
+from worker.classifier.labels import agreement
 from worker.classifier.model_file import content_hash
 
 __all__ = ["FORMATS", "Parity", "compare", "complaint", "in_formats"]
@@ -33,8 +34,8 @@ class Parity:
 def compare(form: str, given: Floats, expected: Floats) -> Parity:
     """Compare uncalibrated log-probabilities, both of shape (queries, labels), of at least one query."""
     differences = np.abs(np.exp(given) - np.exp(expected)).max(axis=1)
-    same = given.argmax(axis=1) == expected.argmax(axis=1)
-    return Parity(form, float(same.mean()), float(differences.mean()), float(differences.max()))
+    same_label = agreement(given.argmax(axis=1).tolist(), expected.argmax(axis=1).tolist())
+    return Parity(form, same_label, float(differences.mean()), float(differences.max()))
 
 
 def complaint(parity: Parity, limits: Gate) -> str | None:

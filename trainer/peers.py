@@ -23,9 +23,10 @@ import transformers
 from sklearn.linear_model import LogisticRegression
 
 from trainer.dataset import Example
-from trainer.network import log_probabilities
+from trainer.network import answer_log_probabilities, from_gguf
 from trainer.yardsticks import Labels, Predict, tfidf_svm
 from worker.classifier import Classifier
+from worker.classifier.labels import agreement
 
 MINILM_PACKAGE = "all_minilm_l6_v2"
 _TORCH_BATCH = 32
@@ -60,13 +61,16 @@ def compare(
     """Train the peers on `train`, then let all classify `test`, `rounds` times in turns."""
     classifier = Classifier.open(model)
     texts, truth = [example.text for example in test], [example.label for example in test]
-    predictors: dict[str, Predict] = {"Pointsman's engine": lambda some: [decision.label for decision in classifier.classify(some)]}
     on_step("training TF-IDF + linear SVM")
-    predictors["TF-IDF + linear SVM"] = tfidf_svm(train)
+    taught: dict[str, Predict] = {"TF-IDF + linear SVM": tfidf_svm(train)}
     if importlib.util.find_spec(MINILM_PACKAGE):
         on_step("training MiniLM + logistic regression")
-        predictors["MiniLM embeddings + logistic regression"] = minilm_regression(train)
-    predictors["same weights in torch bf16, sorted batches of 32"] = same_weights_in_torch(model, classifier)
+        taught["MiniLM embeddings + logistic regression"] = minilm_regression(train)
+    predictors: dict[str, Predict] = {
+        "Pointsman's engine": lambda some: [decision.label for decision in classifier.classify(some)],
+        **taught,
+        "same weights in torch bf16, sorted batches of 32": same_weights_in_torch(model, classifier),
+    }
 
     rates: dict[str, list[float]] = {name: [] for name in predictors}
     given: dict[str, Labels] = {}
@@ -87,8 +91,7 @@ def compare(
     engine = rates["Pointsman's engine"]
     peers = []
     for name, found in rates.items():
-        taught = name.startswith(("TF-IDF", "MiniLM")) or set(truth) <= known
-        accuracy = float(np.mean([a == b for a, b in zip(given[name], truth, strict=True)])) if taught else None
+        accuracy = agreement(given[name], truth) if name in taught or set(truth) <= known else None
         peers.append(Peer(name, accuracy, median(found), median(a / b for a, b in zip(found, engine, strict=True))))
     return peers, peak
 
@@ -126,11 +129,11 @@ def minilm_regression(train: Sequence[Example]) -> Predict:
 
 def same_weights_in_torch(model: Path, classifier: Classifier) -> Predict:
     """The GGUF's weights in bf16, the engine's own token ids, one forward pass per batch of like lengths."""
-    network = transformers.AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.bfloat16).eval()
-    prefix, codes, names = classifier.prefix_ids, [choice for (choice,) in classifier.code_ids], classifier.card.labels.names
+    network = from_gguf(model).eval()
+    prefix, names = classifier.prefix_ids, classifier.card.labels.names
 
     def predict(texts: Sequence[str]) -> Labels:
-        answers = log_probabilities(network, [[*prefix, *classifier.encode(text).ids] for text in texts], codes)
+        answers = answer_log_probabilities(network, [[*prefix, *classifier.encode(text).ids] for text in texts], classifier.code_ids)
         return [names[best] for best in answers.argmax(axis=1).tolist()]
 
     return predict

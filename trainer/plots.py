@@ -36,7 +36,7 @@ def losses(training: Sequence[Sequence[float]], validation: Sequence[Sequence[fl
         axes = _axes(6.4, 3.6)
         axes.plot(*zip(*training, strict=True), color=BLUE, linewidth=1.2, label="training, each a mean of a few steps")
         if validation:
-            axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", linewidth=2, label="validation, after each epoch")
+            axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", linewidth=2, label="validation")
         axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
         axes.legend()
         return _svg(axes, "losses")
@@ -141,7 +141,7 @@ def risk_coverage(points: Sequence[Mapping[str, float]], coverage: float, error:
         axes.plot([coverage], [error], "D", color=ORANGE, markersize=8, clip_on=False, zorder=3, label="at the model's threshold")
         axes.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage: share of all queries routed", ylabel="error among the routed")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         axes.legend(loc="upper left")
         return _svg(axes, "risk")
 

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.base import cache_directory
+from trainer.network import from_gguf
 from trainer.recipe import Training
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -39,13 +40,22 @@ def uses_unsloth() -> bool:
     return wanted and importlib.util.find_spec("unsloth") is not None
 
 
+def precision() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, and for Unsloth; elsewhere that is emulated, and several times slower than float32."""
+    if torch.cuda.is_available() or uses_unsloth():
+        return torch.bfloat16
+    cpu = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+
+
 def _plain(gguf: Path, checkpoint: Path | None) -> tuple[Any, Any]:
-    where: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint}
     if checkpoint is None:
-        where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    network = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, attn_implementation="eager")
-    _forget_quantisation(network)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+        network = from_gguf(gguf, precision(), attn_implementation="eager")
+        _forget_quantisation(network)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    else:
+        network = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=precision(), attn_implementation="eager")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return network, tokenizer
 
@@ -63,7 +73,7 @@ def _by_unsloth(gguf: Path, checkpoint: Path | None, settings: Training) -> tupl
         network, tokenizer = unsloth.FastModel.from_pretrained(
             str(checkpoint),
             max_seq_length=MAX_TOKENS,
-            dtype=torch.bfloat16,
+            dtype=precision(),
             load_in_4bit=torch.cuda.is_available(),
             use_gradient_checkpointing=False,
             local_files_only=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -33,6 +33,9 @@ Source = Annotated[Path, AfterValidator(_source)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Section = TypeVar("Section", bound=_Section)
 
 
 def _one_or_more(value: object) -> object:
@@ -79,13 +82,31 @@ class Training(_Section):
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each query's tokens that the rest does not see in a step, so that no single word decides."""
     max_query_tokens: Annotated[int, Field(ge=1)] = 128
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
+    """How often the validation split is answered, and the weights are looked at."""
+    patience: Annotated[int, Field(ge=0)] = 4
+    """Training ends after so many evaluations without a better one; 0: never."""
+    average_last: Annotated[int, Field(ge=0)] = 3
+    """The mean of the weights at so many last evaluations is tried too; below 2: no mean."""
+
+
+class Continuing(_Section):
+    """How a model is trained on that is trained already (`start_from`): shortly, and gently."""
+
+    examples: Annotated[int, Field(ge=1)] = 6400
+    """How many are trained on. Small files are taken whole, so corrections are among them; of larger ones as many as there is room for."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
 
 
 class Review(_Section):
-    """How the confidence threshold is chosen on the validation split."""
+    """How the confidence thresholds are chosen on the validation split; below its label's threshold a query goes to review."""
 
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.98
-    """Share of the routed queries that must be right; below the threshold a query goes to review."""
+    """Share of the routed queries that must be right."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+    """How sure that must be of queries to come: with it the thresholds are those that can be guaranteed, by label where a label has enough
+    queries. Left out: one threshold, by estimate."""
 
 
 class Gate(_Section):
@@ -109,6 +130,7 @@ class Recipe(_Section):
     """One model, from data to GGUF."""
 
     name: str
+    """Left out: that of the output directory."""
     base: Base
     data: Source
     train_only: Annotated[tuple[Source, ...], BeforeValidator(_one_or_more)] = ()
@@ -120,17 +142,37 @@ class Recipe(_Section):
     output: Path
     labels: dict[str, str] = {}
     """Name -> what it covers. Left out: the labels of the data, in alphabetical order."""
+    answers: Literal["codes", "names"] = "codes"
+    """Whether the model answers with one token for each label, or, to compare with, with the label's name, which may take several."""
     codes: dict[str, str] = {}
     """Name -> the single token that the model answers with; labels left out get an opaque one."""
     out_of_scope: str | None = None
     prompt: PromptText
     split: Split
     training: Training = Training()
+    start_from: Path | None = None
+    """A model's directory: training goes on from its adapter, as `continuing` says, instead of beginning with the base."""
+    continuing: Continuing = Continuing()
     review: Review = Review()
     gate: Gate = Gate()
 
+    def schedule(self) -> Training:
+        """The hyper-parameters that hold: those of `continuing` take the place of the others where there is a model to start from."""
+        if self.start_from is None:
+            return self.training
+        return self.training.model_copy(update=self.continuing.model_dump(include={"epochs", "learning_rate"}))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_its_output(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("output"), str | Path):
+            return {"name": Path(values["output"]).name} | values
+        return values
+
     @model_validator(mode="after")
     def _labels_fit(self) -> Recipe:
+        if self.answers == "names" and self.codes:
+            raise ValueError("codes: none are used where answers is names")
         if not self.labels:
             return self
         if len(self.labels) < 2:
@@ -167,7 +209,7 @@ def load_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Reci
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
-    return _checked(values | dict(changes or {}) if isinstance(values, dict) else values, str(path))
+    return _checked(Recipe, values | dict(changes or {}) if isinstance(values, dict) else values, str(path))
 
 
 def with_labels_of(recipe: Recipe, names: Iterable[str]) -> Recipe:
@@ -179,12 +221,17 @@ def with_labels_of(recipe: Recipe, names: Iterable[str]) -> Recipe:
     if recipe.labels:
         return recipe
     values = recipe.model_dump() | {"labels": dict.fromkeys(sorted(set(names)), "")}
-    return _checked(values, f"the recipe {recipe.name}, with the labels of its data,")
+    return _checked(Recipe, values, f"the recipe {recipe.name}, with the labels of its data,")
 
 
-def _checked(values: object, where: str) -> Recipe:
+def review_of(precision: float, confidence: float | None) -> Review:
+    """Raises RecipeError unless both are in range."""
+    return _checked(Review, {"precision": precision, "confidence": confidence}, "what is asked for")
+
+
+def _checked(section: type[Section], values: object, where: str) -> Section:
     try:
-        return Recipe.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"{where} has {error.error_count()} problem(s):\n{problems}") from error

@@ -13,11 +13,13 @@ NONE_SUCH = "no such queries"
 
 
 def templates(*, html: bool) -> jinja2.Environment:
-    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `part` (of what may be absent) and `cell` (Markdown)."""
+    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `threshold`, `part` (of what may be absent), `cell` (Markdown)."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer"), autoescape=html, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"shown": _shown, "percent": _percent, "decimal": _decimal, "count": _count, "part": _part, "cell": _cell}
+    environment.filters |= {
+        "shown": _shown, "percent": _percent, "decimal": _decimal, "count": _count, "threshold": _threshold, "part": _part, "cell": _cell,
+    }  # fmt: skip
     return environment
 
 
@@ -28,7 +30,7 @@ def shown_evaluation(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> 
         part = "all of" if data["split"] == "all" else f"the {data['split']} part of"
         return f"{part} {data['file']}", record["evaluation"]
     for part in ("test", "validation"):
-        if part in metadata["evaluation"]:
+        if "reviewed" in metadata["evaluation"].get(part, {}):  # where it was calibrated since, not of the test part
             return f"the {part} part, at training", metadata["evaluation"][part]
     return "nothing", {}
 
@@ -69,6 +71,10 @@ def _decimal(value: Any, places: int = 3) -> str:
 
 def _count(value: Any) -> str:
     return _shown(value, ",.0f")
+
+
+def _threshold(value: float) -> str:
+    return _percent(value) if value < 1 else "never routed"
 
 
 def _part(value: Any, name: str) -> Any:

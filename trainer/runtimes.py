@@ -18,18 +18,19 @@ MODELFILE, GRAMMAR = "Modelfile", "labels.gbnf"
 
 
 def modelfile(metadata: Mapping[str, Any], model: Path) -> str:
-    """An Ollama Modelfile: one token (every code is one), and always the likeliest.
+    """An Ollama Modelfile: always the likeliest tokens; one where the model answers with codes, else until it ends its answer.
 
     Args:
         model: the GGUF, relative to where the Modelfile lies.
     """
     prompt = metadata["prompt"]
+    names = metadata["training"].get("recipe", {}).get("answers") == "names"
     return "\n".join(
         (
             f"FROM {model}",
             f'TEMPLATE """{prompt["prefix"]}{{{{ .Prompt }}}}{prompt["suffix"]}"""',
             "PARAMETER temperature 0",
-            "PARAMETER num_predict 1",
+            *(() if names else ("PARAMETER num_predict 1",)),
             "",
         )
     )

@@ -14,6 +14,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from worker.classifier import EngineError, ModelFileError, tuning
 from worker.classifier.cores import available_cores
 from worker.classifier.engine import backend, system_info
+from worker.classifier.model_file import content_hash
 from worker.connection import check_redis, connect, parse
 from worker.errors import REDIS_ERRORS, Fatal
 from worker.model import open_classifier
@@ -70,7 +71,7 @@ def _model(settings: Settings) -> Finding:
 
 def _speed(settings: Settings) -> Finding:
     try:
-        profile = tuning.load_profile(settings.model, settings.cache_dir, settings.n_gpu_layers)
+        profile = tuning.load_profile(content_hash(settings.model), settings.cache_dir, settings.n_gpu_layers)
     except ModelFileError:  # the finding about the model says it
         profile = None
     if profile is None:

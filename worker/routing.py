@@ -67,7 +67,7 @@ def check_topics(card: ModelCard, streams: Streams) -> None:
 
 def route(decision: Decision, card: ModelCard, streams: Streams) -> Destination:
     """The label's topic; review where the query is out of scope or the model is unsure."""
-    unsure = not decision.confidence >= card.calibration.threshold_of(decision.label)  # nor is a model sure whose confidence is NaN
+    unsure = not card.calibration.sure(decision.label, decision.confidence)
     if unsure or decision.label == card.labels.out_of_scope:
         return Destination(streams.review, "review")
     return Destination(streams.topic(decision.label), "routed")

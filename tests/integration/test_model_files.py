@@ -15,6 +15,8 @@ from tests.integration.parts import base_file, metadata
 from tests.support import MODEL_DIRECTORY, assert_clear_failure, command
 from trainer.build import ADAPTER_FILE, Adapter, BuildError, build, read_adapter, read_metadata
 from worker.classifier import Classifier
+from worker.classifier.labels import choose_codes
+from worker.classifier.model_file import load
 
 COMMANDS = (("classify", "x"), ("run",))
 NOWHERE: Mapping[str, Any] = {"redis_url": "redis://127.0.0.1:1", "http_port": 0}
@@ -166,3 +168,12 @@ def test_an_adapter_file_that_is_no_gguf_is_refused(tmp_path: Path, content: byt
     path.write_bytes(content)
     with pytest.raises(BuildError, match=r"adapter\.gguf is not a GGUF"):
         read_adapter(path)
+
+
+def test_the_bases_vocabulary_has_a_code_of_one_token_for_each_of_a_thousand_labels(model_file: Path) -> None:
+    model = load(model_file, vocab_only=True)
+    codes = choose_codes([str(number) for number in range(1000)], lambda text: model.tokenize(text, parse_special=False))
+    tokens = [model.tokenize(code, parse_special=False) for code in codes]
+    model.close()
+    assert {len(each) for each in tokens} == {1}
+    assert len({token for (token,) in tokens}) == 1000

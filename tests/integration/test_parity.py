@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
 
 from tests.support import DATA, assert_clear_failure, command
 from trainer import build, dataset, parity, sft
-from trainer.network import log_probabilities
+from trainer.network import from_gguf, log_probabilities
 from trainer.recipe import Gate, Training, load_recipe
 from worker.classifier import Classifier
 
@@ -20,7 +18,7 @@ RECIPE = load_recipe(Path(__file__).parents[2] / "trainer/recipes/household-smol
 
 def test_the_household_model_answers_alike_in_torch(model_file: Path, household: Classifier, texts: list[str]) -> None:
     queries = [household.encode(text) for text in texts[:64]]
-    network = transformers.AutoModelForCausalLM.from_pretrained(model_file.parent, gguf_file=model_file.name, dtype=torch.bfloat16).eval()
+    network = from_gguf(model_file).eval()
     given = log_probabilities(network, [[*household.prefix_ids, *query.ids] for query in queries], [code for (code,) in household.code_ids])
     served = household.log_probabilities(queries)
     assert parity.complaint(parity.compare("torch", given, served), Gate()) is None
@@ -29,19 +27,17 @@ def test_the_household_model_answers_alike_in_torch(model_file: Path, household:
 
 def test_what_a_few_steps_of_training_lead_to_answers_alike_as_a_gguf(tmp_path: Path) -> None:
     from trainer import pipeline
-    from worker.classifier.labels import choose_codes
     from worker.classifier.model_file import load
 
     recipe = RECIPE.model_copy(update={"training": Training(epochs=1, batch_size=8, learning_rate=5e-3, lora_dropout=0.0)})
     base = recipe.base.path()
     examples = dataset.load_examples(DATA)[:48]
     vocabulary = load(base, vocab_only=True)
-    codes = choose_codes(list(recipe.labels), lambda text: vocabulary.tokenize(text, parse_special=False), recipe.codes)
-    code_ids = [vocabulary.tokenize(code, parse_special=False)[0] for code in codes]
-    tokens = pipeline._tokens(recipe, vocabulary, code_ids, examples)
+    codes, answer_ids = pipeline._answers(recipe, vocabulary)
+    tokens = pipeline._tokens(recipe, vocabulary, answer_ids, examples)
     vocabulary.close()
     adapter = tmp_path / build.ADAPTER_FILE
-    log = sft.train_adapter(recipe, base, tokens[:16], tokens[16:], code_ids, adapter, lambda *_: None)
+    log = sft.train_adapter(recipe, base, tokens[:16], tokens[16:], answer_ids, adapter, lambda *_: None)
     assert log.steps == 2
 
     served = {}

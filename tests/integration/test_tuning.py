@@ -61,14 +61,16 @@ def test_a_cache_that_cannot_be_written_is_named(model_file: Path, master_hash: 
 
 
 def test_a_format_that_answers_otherwise_is_never_chosen(
-    model_file: Path, cache: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+    model_file: Path, master_hash: str, cache: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "_CLOSE", ("Q8_0",))
     monkeypatch.setattr(tuning, "_WORTH_IT", 0.0)
     trials: list[Trial] = []
 
     def tuned() -> tuning.Profile:
-        return tuning.measure(model_file, texts[:60], cache, base=EngineOptions(), formats_only=True, rounds=1, on_trial=trials.append)
+        return tuning.measure(
+            model_file, master_hash, texts[:60], cache, base=EngineOptions(), formats_only=True, rounds=1, on_trial=trials.append
+        )
 
     assert tuned().weight_format == "Q8_0", "chosen when any speed is worth it"
     assert list(cache.rglob("*.Q8_0.gguf"))

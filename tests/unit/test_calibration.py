@@ -57,6 +57,15 @@ def test_a_label_without_a_threshold_of_its_own_has_the_default() -> None:
     assert (calibration.threshold_of("pool"), calibration.threshold_of("car")) == (0.9, 0.4)
 
 
+def test_a_model_is_sure_from_its_labels_threshold_on_and_of_a_label_with_threshold_one_never() -> None:
+    calibration = Calibration(1.0, 0.4, {"pool": 0.9, "car": 1.0})
+    assert calibration.sure("pool", 0.9)
+    assert not calibration.sure("pool", 0.8999)
+    assert calibration.sure("fence", 0.4)
+    assert not calibration.sure("car", 1.0)
+    assert not calibration.sure("fence", float("nan"))
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [

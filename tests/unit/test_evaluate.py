@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluate import CURVE_POINTS, FALSE_ALARM_PERCENT, detect_out_of_scope, macro_f1, risk_coverage
+from tests.unit.parts import a_card
+from trainer.dataset import Example
+from trainer.evaluate import CURVE_POINTS, FALSE_ALARM_PERCENT, detect_out_of_scope, evaluate, macro_f1, risk_coverage
+from trainer.thresholds import least_precision
 from worker.classifier import Decision
 from worker.classifier.calibration import expected_calibration_error, reliability
 
@@ -123,6 +126,24 @@ def test_the_bins_of_the_reliability_table_hold_every_query_once_and_make_the_ca
         assert row.accuracy == pytest.approx(mean(right for _, right in inside))
     gap = sum(row.n * abs(row.confidence - row.accuracy) for row in bins) / max(1, len(pairs))
     assert expected_calibration_error(confidences, correct) == pytest.approx(gap)
+
+
+def test_what_is_routed_is_counted_by_label_and_in_all_with_exact_bounds() -> None:
+    """At the thresholds of `a_card`: 0.5, and 0.8 for water heater. Out of scope has no row: it is never routed."""
+    table = [
+        *[("pool", "pool", 0.6)] * 9, ("water heater", "pool", 0.5), ("pool", "pool", 0.4),
+        ("water heater", "water heater", 0.7), ("out_of_scope", "out_of_scope", 1.0),
+    ]  # fmt: skip
+    made = [Decision(label, sure, {label: sure}, 5, False) for _, label, sure in table]
+    examples = [Example(f"query {number}", right) for number, (right, _, _) in enumerate(table)]
+    found = evaluate(a_card(), examples, made)
+    bound = {"precision": 0.9, "least_precision": pytest.approx(least_precision(9, 10, 0.95))}
+    assert found.routing == [
+        {"label": None, "threshold": None, "answers": 13, "routed": 10, "coverage": 10 / 13} | bound,
+        {"label": "pool", "threshold": 0.5, "answers": 11, "routed": 10, "coverage": 10 / 11} | bound,
+        {"label": "water heater", "threshold": 0.8, "answers": 1, "routed": 0, "coverage": 0.0},
+    ]
+    assert (found.routed_accuracy, found.reviewed) == (0.9, pytest.approx(3 / 13))
 
 
 def test_macro_f1_is_the_mean_over_the_labels_that_there_are() -> None:

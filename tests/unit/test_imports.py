@@ -19,8 +19,9 @@ FORBIDDEN = {
     "the worker never imports the trainer or torch": ("worker/app.py", "import torch"),
     "llama_cpp is imported in engine, model_file and formats alone": ("worker/classifier/prompt.py", "import llama_cpp"),
     "FastStream is imported in app and connection alone": ("worker/pipeline.py", "import faststream"),
+    "OpenTelemetry is imported in tracing alone": ("worker/pipeline.py", "import opentelemetry"),
     "the trainer uses nothing of the worker but its classifier": ("trainer/dataset.py", "import worker.errors"),
-    "torch is imported in adapter, network, peers, pretrained and sft alone": ("trainer/build.py", "import torch"),
+    "torch is imported in adapter, network, peers, pretrained, sft and watch alone": ("trainer/build.py", "import torch"),
 }
 
 

@@ -52,6 +52,9 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"split": {}}, "split.seed: Field required"),
         ({"labels": {True: "yes", "car": ""}}, "Input should be a valid string"),
         ({"review": {"precision": 1}}, "review.precision"),
+        ({"review": {"confidence": 0.3}}, "review.confidence"),
+        ({"answers": "names", "codes": {"pool": " pool"}}, "codes: none are used where answers is names"),
+        ({"answers": "letters"}, "answers: Input should be 'codes' or 'names'"),
         ({"gate": {"alpha": 0}}, "gate.alpha"),
         ({"train_only": 5}, "train_only"),
         ({"test": "test.json"}, "split.test: must be 0, since test names a file"),
@@ -89,6 +92,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "none.yaml" in complaint(tmp_path / "none.yaml")
 
 
+def test_a_model_without_a_name_is_named_after_its_output(tmp_path: Path) -> None:
+    path = written(tmp_path, output="models/helpdesk")
+    path.write_text(path.read_text().replace("name: tiny\n", ""))
+    assert load_recipe(path).name == "helpdesk"
+    assert load_recipe(path, {"output": Path("elsewhere/mine")}).name == "mine"
+
+
 def test_there_are_recipes_to_check() -> None:
     assert "household-smollm2" in [path.stem for path in SHIPPED]
 
@@ -110,6 +120,14 @@ def test_a_data_set_of_the_hub_stands_where_a_file_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "files"), [("more.json", ["more.json"]), (["a.json", "b.csv"], ["a.json", "b.csv"]), ([], [])])
 def test_train_only_names_one_file_or_several(tmp_path: Path, value: object, files: list[str]) -> None:
     assert load_recipe(written(tmp_path, train_only=value)).train_only == tuple(map(Path, files))
+
+
+def test_a_model_to_start_from_takes_the_short_schedule(tmp_path: Path) -> None:
+    training, continuing = {"epochs": 7, "learning_rate": 0.1, "lora_rank": 8}, {"learning_rate": 0.01}
+    recipe = load_recipe(written(tmp_path, training=training, continuing=continuing))
+    assert recipe.schedule() == recipe.training
+    onward = load_recipe(tmp_path / "recipe.yaml", {"start_from": Path("models/mine")}).schedule()
+    assert (onward.epochs, onward.learning_rate, onward.lora_rank) == (1, 0.01, 8)
 
 
 def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:

@@ -33,6 +33,27 @@ def made_up(n_labels: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
         "out_of_scope_recall": 0.8642,
         "per_label": {name: {"precision": 0.75, "recall": 0.8, "f1": 0.7742, "n": 50.0} for name in names},
         "confusions": [{"label": a, "given": b, "count": 3 + i % 4} for i, (a, b) in enumerate(itertools.pairwise(names))],
+        "routing": [
+            {
+                "label": None,
+                "threshold": None,
+                "answers": 1188,
+                "routed": 945,
+                "coverage": 0.7955,
+                "precision": 0.9876,
+                "least_precision": 0.9798,
+            },
+            {
+                "label": names[0],
+                "threshold": 0.6123,
+                "answers": 52,
+                "routed": 47,
+                "coverage": 0.9038,
+                "precision": 0.9362,
+                "least_precision": 0.8421,
+            },
+            {"label": names[1], "threshold": 1.0, "answers": 49, "routed": 0, "coverage": 0.0},
+        ],
         "reliability": [{"low": 0.8, "high": 0.9, "n": 61, "confidence": 0.8531, "accuracy": 0.8197}],
         "risk_coverage": {"aurc": 0.01357, "points": [{"coverage": 0.4321, "error": 0.0111, "threshold": 0.9511}]},
         "out_of_scope_detection": {"threshold": 0.4567, "recall": 0.7531, "false_alarms": 0.0468},
@@ -42,7 +63,7 @@ def made_up(n_labels: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
             "labels": [{"name": name, "description": "this | that", "code": f" {name}"} for name in names],
             "out_of_scope": "other",
         },
-        "calibration": {"temperature": 0.77, "threshold": 0.6123, "thresholds": {}},
+        "calibration": {"temperature": 0.77, "threshold": 0.6123, "thresholds": {names[1]: 1.0}},
         "evaluation": {"test": evaluation},
         "training": {
             "name": "made-up",
@@ -150,6 +171,34 @@ def test_the_page_shows_the_failures_of_the_untuned_base_by_kind() -> None:
     assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in cells[row + 1 : row + 7]] == [
         "41", "7.3 %", "0.042", "17", "21", "(invented), 51.2 %",
     ]  # fmt: skip
+
+
+def test_the_page_and_the_card_show_what_is_routed_of_each_label_with_its_bound() -> None:
+    metadata, record = made_up()
+    cells = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in tables(report.render(metadata, record))]
+    start = cells.index("all labels")
+    assert cells[start : start + 21] == [
+        *("all labels", "", "1,188", "945", "79.5 %", "98.8 %", "98.0 %"),
+        *("label 0", "61.2 %", "52", "47", "90.4 %", "93.6 %", "84.2 %"),
+        *("label 1", "never routed", "49", "0", "0.0 %", "", ""),
+    ]
+    text = card.render(metadata, record).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Least sure of what is routed: label 0 (93.6 % of 47 right, at 95 % confidence at least 84.2 %)" in text
+    assert "Guaranteed" not in text
+
+
+def test_a_guarantee_is_told_with_its_condition() -> None:
+    metadata, record = made_up()
+    rows = [
+        {"label": None, "threshold": 0.61, "answers": 700, "routed": 600, "wrong": 3, "least_precision": 0.9816},
+        {"label": "label 0", "threshold": 1.0, "answers": 52, "routed": 0, "wrong": 0, "least_precision": None},
+    ]
+    metadata["calibration"] |= {"thresholds": {"label 0": 1.0}, "guarantee": {"precision": 0.98, "confidence": 0.9, "tests": rows}}
+    cells = list(tables(report.render(metadata, record)))
+    assert cells[cells.index("all others together") + 4] == "3"
+    text = card.render(metadata, record).replace("\N{NO-BREAK SPACE}", " ")
+    assert "while queries are drawn as those of the validation part were: what is routed is right with at least 98.0 %" in text
+    assert "of label 0 each by itself, of the others together" in text
 
 
 def test_a_label_cannot_bring_markup_into_the_page() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.classifier import EngineOptions, ModelFileError, tuning
+from worker.classifier.model_file import content_hash
 from worker.classifier.tuning import Profile, choose, load_profile, save_profile
 
 PROFILE = Profile("Q8_0", threads=3, batch_tokens=511, micro_batch_tokens=256)
@@ -21,18 +22,18 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_profile_is_found_again_for_the_same_content_and_for_no_other(model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    assert load_profile(model, cache) is None
-    kept = save_profile(PROFILE, model, cache)
-    assert load_profile(model, cache) == PROFILE
+    assert load_profile(content_hash(model), cache) is None
+    kept = save_profile(PROFILE, content_hash(model), cache)
+    assert load_profile(content_hash(model), cache) == PROFILE
     assert kept.parent.stat().st_mode & 0o077 == 0, "others could put a model of theirs there"
     model.write_bytes(b"GGUF, another")
-    assert load_profile(model, cache) is None
+    assert load_profile(content_hash(model), cache) is None
 
 
 def test_a_profile_of_another_machine_is_not_used(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_profile(PROFILE, model, tmp_path)
+    save_profile(PROFILE, content_hash(model), tmp_path)
     monkeypatch.setattr(tuning, "available_cores", lambda: 977)
-    assert load_profile(model, tmp_path) is None
+    assert load_profile(content_hash(model), tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,14 @@ def test_a_profile_of_another_machine_is_not_used(model: Path, tmp_path: Path, m
     ["", "[]", '{"threads": 3}', "{not json", '{"weight_format": "Q9", "threads": 3, "batch_tokens": 511, "micro_batch_tokens": 256}'],
 )
 def test_a_damaged_profile_counts_as_none(model: Path, tmp_path: Path, content: str) -> None:
-    save_profile(PROFILE, model, tmp_path).write_text(content)
-    assert load_profile(model, tmp_path) is None
+    save_profile(PROFILE, content_hash(model), tmp_path).write_text(content)
+    assert load_profile(content_hash(model), tmp_path) is None
 
 
 def test_a_cache_that_cannot_be_written_is_named(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelFileError, match="POINTSMAN_CACHE_DIR"):
-        save_profile(PROFILE, model, tmp_path / "file")
+        save_profile(PROFILE, content_hash(model), tmp_path / "file")
 
 
 def test_threads_set_by_hand_go_before_those_found() -> None:
@@ -63,12 +64,12 @@ def test_without_a_profile_the_file_is_used_as_it_is(model: Path, tmp_path: Path
 
 
 def test_original_is_the_file_as_it_is_even_with_a_profile(model: Path, tmp_path: Path) -> None:
-    save_profile(PROFILE, model, tmp_path)
+    save_profile(PROFILE, content_hash(model), tmp_path)
     assert choose(model, "original", tmp_path, EngineOptions()) == (model, EngineOptions())
 
 
 def test_a_profile_that_kept_the_files_format_still_sets_threads_and_batches(model: Path, tmp_path: Path) -> None:
-    save_profile(Profile(None, 3, 511, 256), model, tmp_path)
+    save_profile(Profile(None, 3, 511, 256), content_hash(model), tmp_path)
     path, options = choose(model, "tuned", tmp_path, EngineOptions())
     assert path == model
     assert (options.threads, options.batch_tokens) == (3, 511)

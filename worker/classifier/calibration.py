@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A model's temperature, and below which confidence each label goes to a person instead."""
+    """A model's temperature, and below which confidence each label goes to a person instead; at 1 it always does."""
 
     temperature: float = 1.0
     threshold: float = 0.0
@@ -33,6 +33,10 @@ class Calibration:
 
     def threshold_of(self, label: str) -> float:
         return self.thresholds.get(label, self.threshold)
+
+    def sure(self, label: str, confidence: float) -> bool:
+        """Whether the label may be acted on with this confidence. It never may if that is NaN."""
+        return confidence >= self.threshold_of(label) < 1
 
 
 def probabilities(log_probs: Floats, temperature: float) -> Floats:

@@ -59,19 +59,30 @@ class LabelSet:
         return len(self.labels)
 
 
+def agreement(given: Sequence[object], expected: Sequence[object]) -> float:
+    """Share of the queries that have the same label in both: accuracy, where `expected` is the truth.
+
+    Raises:
+        ValueError: there are no queries, or not as many in both.
+    """
+    if not given:
+        raise ValueError("no queries, so no share of them")
+    return sum(a == b for a, b in zip(given, expected, strict=True)) / len(given)
+
+
 def _candidates() -> Iterator[str]:
-    yield from string.ascii_uppercase
-    for length in (2, 3):
-        for letters in itertools.product(string.ascii_uppercase, repeat=length):
-            yield "".join(letters)
+    for alphabet in (string.ascii_uppercase, string.ascii_lowercase):  # there are vocabularies without capitals
+        for length in (1, 2, 3):
+            for letters in itertools.product(alphabet, repeat=length):
+                yield "".join(letters)
 
 
 def choose_codes(names: Sequence[str], tokenize: Tokenize, given: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """One code per name, each a single token of the vocabulary.
+    """One code per name, each a single token of the vocabulary, no two the same token.
 
     Args:
         given: codes that a person chose, by name; the other names get opaque ones, A, B, ... then two and
-            three letters.
+            three letters; small ones where there are too few capitals.
 
     Raises:
         ValueError: a given code is not a single token, is used twice or belongs to no name; or the vocabulary
@@ -84,11 +95,18 @@ def choose_codes(names: Sequence[str], tokenize: Tokenize, given: Mapping[str, s
     long = sorted(repr(code) for code in given.values() if len(tokenize(code)) != 1)
     if long:
         raise ValueError(f"codes that are not a single token of the vocabulary: {', '.join(long)}")
-    if len(set(given.values())) < len(given):
+    taken = {tokenize(code)[0] for code in given.values()}
+    if len(taken) < len(given):
         raise ValueError("a code is given twice")
+    opaque: list[str] = []
     needed = len(names) - len(given)
-    singles = (code for code in _candidates() if code not in given.values() and len(tokenize(code)) == 1)
-    opaque = list(itertools.islice(singles, needed))
+    for code in _candidates():
+        if len(opaque) == needed:
+            break
+        tokens = tokenize(code)
+        if len(tokens) == 1 and tokens[0] not in taken:
+            taken.add(tokens[0])
+            opaque.append(code)
     if len(opaque) < needed:
         raise ValueError(f"the vocabulary has {len(opaque)} single-token codes, {needed} labels need one each")
     free = iter(opaque)

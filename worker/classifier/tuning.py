@@ -23,6 +23,7 @@ from worker.classifier.classifier import Classifier
 from worker.classifier.cores import available_cores
 from worker.classifier.engine import EngineError, EngineOptions, layers_on_gpu
 from worker.classifier.formats import FORMATS, cached, forget, in_format
+from worker.classifier.labels import agreement
 from worker.classifier.model_file import ModelFileError, content_hash
 
 LEAST_AGREEMENT = 0.98
@@ -85,19 +86,23 @@ def choose(
     Raises:
         ModelFileError: the model cannot be used, or the format cannot be made.
     """
-    if weight_format == "original":
-        return model, base
-    profile = load_profile(model, cache, n_gpu_layers)
+    if weight_format == "original" or (weight_format == "tuned" and not cache.is_dir()):
+        return model, base  # nothing asks for the model's hash, which takes as long as reading it
+    master_hash = content_hash(model)
+    profile = load_profile(master_hash, cache, n_gpu_layers)
     if profile is None and weight_format == "auto":
-        profile = measure(model, [], cache, base=base, n_gpu_layers=n_gpu_layers, formats_only=True, rounds=3, on_trial=on_trial)
-        save_profile(profile, model, cache, n_gpu_layers)
+        profile = measure(
+            model, master_hash, [], cache, base=base, n_gpu_layers=n_gpu_layers, formats_only=True, rounds=3, on_trial=on_trial
+        )
+        save_profile(profile, master_hash, cache, n_gpu_layers)
     options = profile.options(base) if profile else base
     wanted = weight_format if weight_format in FORMATS else profile.weight_format if profile else None
-    return (in_format(model, wanted, cache, content_hash(model)) if wanted else model), options
+    return (in_format(model, wanted, cache, master_hash) if wanted else model), options
 
 
 def measure(
     model: Path,
+    master_hash: str,
     texts: Sequence[str],
     cache: Path,
     *,
@@ -110,6 +115,7 @@ def measure(
     """Find the best profile for a model on this machine.
 
     Args:
+        master_hash: `content_hash` of the model.
         texts: queries to measure with; the model's probes are added. With fewer than a hundred only formats are tried
             that answer nearly alike.
         formats_only: the short form; threads and batches stay as they are.
@@ -117,7 +123,6 @@ def measure(
     Raises:
         ModelFileError: the model cannot be used as it is.
     """
-    master_hash = content_hash(model)
     cores = available_cores()
     best = Profile(None, None, base.batch_tokens, base.micro_batch_tokens)
     base = replace(base, hold_prefixes=False)  # what is held depends on what came before, which would favour the longest at work
@@ -138,13 +143,13 @@ def measure(
             try:
                 challenger = start(profile)
                 labels = [decision.label for decision in challenger.classify(queue)]
-                agreement = sum(a == b for a, b in zip(labels, original, strict=True)) / len(queue)
-                ratio = 0.0 if agreement < LEAST_AGREEMENT else _speed_ratio(challenger, standing, queue, repeats, rounds)
+                alike = agreement(labels, original)
+                ratio = 0.0 if alike < LEAST_AGREEMENT else _speed_ratio(challenger, standing, queue, repeats, rounds)
             except (ModelFileError, EngineError) as error:
                 on_trial(Trial(what, 0.0, 0.0, chosen=False, note=str(error)))
             else:
-                note = "" if ratio else f"answers unlike the original on {1 - agreement:.1%} of {len(queue)} texts"
-                on_trial(Trial(what, ratio, agreement, ratio > _WORTH_IT, note))
+                note = "" if ratio else f"answers unlike the original on {1 - alike:.1%} of {len(queue)} texts"
+                on_trial(Trial(what, ratio, alike, ratio > _WORTH_IT, note))
                 if ratio > _WORTH_IT:
                     standing, challenger, best = challenger, standing, profile
             finally:
@@ -199,32 +204,26 @@ def machine_key(n_gpu_layers: int) -> str:
     return sha256(said.encode()).hexdigest()[:12]
 
 
-def _profile_path(model: Path, cache: Path, n_gpu_layers: int) -> Path:
-    return cache / content_hash(model)[:16] / f"profile-{machine_key(n_gpu_layers)}.json"
+def _profile_path(master_hash: str, cache: Path, n_gpu_layers: int) -> Path:
+    return cache / master_hash[:16] / f"profile-{machine_key(n_gpu_layers)}.json"
 
 
-def load_profile(model: Path, cache: Path, n_gpu_layers: int = 0) -> Profile | None:
-    """What was found for this model on this machine, if anything. One that cannot be read counts as none.
-
-    Raises:
-        ModelFileError: there is no such model.
-    """
+def load_profile(master_hash: str, cache: Path, n_gpu_layers: int = 0) -> Profile | None:
+    """What was found for the model of this `content_hash` on this machine, if anything. One that cannot be read counts as none."""
     try:
-        if not cache.is_dir():
-            return None
-        profile = TypeAdapter(Profile).validate_json(_profile_path(model, cache, n_gpu_layers).read_bytes())
+        profile = TypeAdapter(Profile).validate_json(_profile_path(master_hash, cache, n_gpu_layers).read_bytes())
     except (OSError, ValueError):
         return None
     return profile if profile.weight_format in (None, *FORMATS) else None
 
 
-def save_profile(profile: Profile, model: Path, cache: Path, n_gpu_layers: int = 0) -> Path:
+def save_profile(profile: Profile, master_hash: str, cache: Path, n_gpu_layers: int = 0) -> Path:
     """Keep a profile for `load_profile`. Returns where.
 
     Raises:
         ModelFileError: it cannot be written.
     """
-    path = _profile_path(model, cache, n_gpu_layers)
+    path = _profile_path(master_hash, cache, n_gpu_layers)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as partial:

@@ -1,0 +1,77 @@
+"""A published model's temperature and thresholds chosen anew, where its queries have changed: the same adapter, no training."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import build, dataset, evaluate, publish, registry, thresholds
+from trainer.base import Base
+from trainer.dataset import Example
+from trainer.files import write_json
+from trainer.pipeline import choose_probes
+from trainer.recipe import Review
+from trainer.registry import Judgement, PublishError, Version
+from worker.classifier import Classifier
+
+NOT_BY_CALIBRATION = ("n", "accuracy", "macro_f1", "per_label", "confusions")
+"""What an evaluation says of the labels alone; the rest of it was under the old temperature and thresholds."""
+
+
+def recalibrate(directory: Path, examples: Sequence[Example], source: str, review: Review, say: Callable[[str], None]) -> Version:
+    """Publish the model in `directory` as a new version, calibrated on these examples.
+
+    Args:
+        source: what the examples are from, for the registry.
+
+    Raises:
+        PublishError: an unpublished candidate is in the way, or publishing fails.
+        DataError, BuildError, RecipeError, ModelFileError: the data does not fit, or the model cannot be used or built.
+    """
+    work = directory / publish.CANDIDATE
+    if work.exists():
+        raise PublishError(f"{work} holds what a run left: publish it (python -m trainer publish {directory}), or remove it")
+    model = build.model_file_of(directory)
+    if not model.is_file():
+        publish.build_model(directory)
+    metadata = build.read_metadata(directory)
+    names = [label["name"] for label in metadata["labels"]["labels"]]
+    dataset.check_labels(examples, names)
+    classifier = Classifier.open(model)
+    scores = classifier.log_probabilities([classifier.encode(example.text) for example in examples])
+    classifier.close()
+    truth = [names.index(example.label) for example in examples]
+    calibration = thresholds.calibrate(scores, truth, names, metadata["labels"]["out_of_scope"], review)
+    say(f"calibrate on {len(examples)} queries of {source}: {thresholds.in_words(calibration)}")
+
+    work.mkdir()
+    try:
+        shutil.copy2(directory / build.ADAPTER_FILE, work / build.ADAPTER_FILE)
+        _write(directory, work, metadata | {"calibration": calibration}, examples, review)
+        reason = f"calibrated anew on {len(examples)} queries of {source}"
+        return publish.publish(directory, Judgement(passed=True, reasons=(reason,)))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(directory: Path, work: Path, metadata: dict[str, Any], examples: Sequence[Example], review: Review) -> None:
+    """Metadata and GGUF of the candidate, with what the newly calibrated model answers to the examples."""
+    training = metadata["training"]
+    training["recipe"] = training["recipe"] | {"review": review.model_dump(mode="json")}
+    training["calibrated"] = {"time": registry.now(), "rows": len(examples), "sha256": dataset.fingerprint(examples)}
+    training["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
+    metadata["probes"] = metadata["probes"] | {"probes": []}
+    base, adapter = Base.recorded_in(training).path(), build.read_adapter(work / build.ADAPTER_FILE)
+    candidate = publish.candidate_file(directory)
+    build.build(base, adapter, metadata, candidate)
+    classifier = Classifier.open(candidate)
+    decisions = evaluate.decide(classifier, examples)
+    kept = {name: value for name, value in metadata["evaluation"].get("test", {}).items() if name in NOT_BY_CALIBRATION}
+    figures = evaluate.evaluate(classifier.card, examples, decisions)
+    metadata["evaluation"] = {"validation": figures.as_dict()} | ({"test": kept} if kept else {})
+    classifier.close()
+    metadata["probes"]["probes"] = choose_probes([label["name"] for label in metadata["labels"]["labels"]], examples, decisions)
+    build.build(base, adapter, metadata, candidate)
+    write_json(work / build.METADATA_FILE, metadata)
