@@ -67,7 +67,7 @@ def _by_unsloth(gguf: Path, checkpoint: Path | None, settings: Training) -> tupl
     with tempfile.TemporaryDirectory(prefix="pointsman-") as work:
         if checkpoint is None:
             checkpoint = Path(work)
-            network, tokenizer = _plain(gguf, checkpoint)
+            network, tokenizer = _plain(gguf, None)
             network.save_pretrained(checkpoint)
             tokenizer.save_pretrained(checkpoint)
         network, tokenizer = unsloth.FastModel.from_pretrained(

