@@ -10,11 +10,10 @@ import re
 import sys
 from pathlib import Path
 
-from prometheus_client import Counter
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
-from worker.metrics import Metrics
+from worker.metrics import all_series
 from worker.settings import PREFIX, Settings
 
 PAGE = Path(__file__).with_name("operations.md")
@@ -33,11 +32,9 @@ def settings_table() -> str:
 
 def metrics_table() -> str:
     rows = ["| series | type | labels | meaning |", "| --- | --- | --- | --- |"]
-    for series in vars(Metrics()).values():
-        if hasattr(series, "_documentation"):
-            name = series._name + ("_total" if isinstance(series, Counter) else "_info" if series._type == "info" else "")
-            labels = ", ".join(f"`{label}`" for label in series._labelnames)
-            rows.append(f"| `{name}` | {series._type} | {labels} | {series._documentation} |")
+    for series in all_series():
+        labels = ", ".join(f"`{label}`" for label in series.labels)
+        rows.append(f"| `{series.name}` | {series.kind} | {labels} | {series.meaning} |")
     return "\n".join(rows)
 
 

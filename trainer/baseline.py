@@ -1,5 +1,7 @@
 """The untuned base under the same labels, prompted with their names: what fine-tuning is worth.
 
+It is asked in its own chat template; a thinking model is not let think.
+
 Two ways of asking. Free: the model writes up to 24 tokens, greedily, and the answer counts if it is a label
 and nothing else. Constrained: the worker's own engine chooses among the label names, exactly.
 """
@@ -10,17 +12,20 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import llama_cpp
 
 from trainer.build import build
+from trainer.chat import chat_prompt, template_of
 from trainer.dataset import Example
 from trainer.evaluate import decide, macro_f1
 from worker.classifier import Classifier, ModelCard
 from worker.classifier.labels import agreement
 from worker.classifier.model_file import FORMAT
+from worker.classifier.prompt import Prompt
 
 Kind = Literal["label", "preamble", "invented"]
 ANSWER_TOKENS = 24
@@ -33,24 +38,19 @@ def baseline(card: ModelCard, base: Path, examples: Sequence[Example], progress:
     Args:
         progress: called with the number of questions asked so far, of two for each example.
     """
+    prompt = chat_prompt(template_of(base), task(card))
     return {
         "n": len(examples),
         "base": card.base,
-        "free": _free(card, base, examples, progress),
-        "constrained": _constrained(card, base, examples, lambda done: progress(len(examples) + done)),
+        "free": _free(card, prompt, base, examples, progress),
+        "constrained": _constrained(card, prompt, base, examples, lambda done: progress(len(examples) + done)),
     }
 
 
-def question_prefix(card: ModelCard) -> str:
-    """The prompt that a person would write: the task, every label with its description, ChatML."""
+def task(card: ModelCard) -> str:
+    """What a person would ask of the model: the task, and every label with its description."""
     listed = "\n".join(f"- {label.name}: {label.description}" for label in card.labels.labels)
-    return (
-        "<|im_start|>system\nYou sort messages into categories. Answer with the name of one category and nothing else.\n"
-        f"Categories:\n{listed}<|im_end|>\n<|im_start|>user\n"
-    )
-
-
-QUESTION_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+    return f"You sort messages into categories. Answer with the name of one category and nothing else.\nCategories:\n{listed}"
 
 
 def judge(answer: str, names: Sequence[str]) -> tuple[str | None, Kind]:
@@ -67,10 +67,10 @@ def judge(answer: str, names: Sequence[str]) -> tuple[str | None, Kind]:
     return (min(found)[1], "preamble") if found else (None, "invented")
 
 
-def _free(card: ModelCard, base: Path, examples: Sequence[Example], progress: Callable[[int], None]) -> dict[str, Any]:
+def _free(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]) -> dict[str, Any]:
     model = llama_cpp.Llama(str(base), n_ctx=2048, verbose=False)
-    prefix = model.tokenize(question_prefix(card).encode(), add_bos=False, special=True)
-    suffix = model.tokenize(QUESTION_SUFFIX.encode(), add_bos=False, special=True)
+    prefix = model.tokenize(prompt.prefix.encode(), add_bos=True, special=True)
+    suffix = model.tokenize(prompt.suffix.encode(), add_bos=False, special=True)
     given, kinds, used = [], Counter[Kind](), Counter[str]()
     for number, example in enumerate(examples, start=1):
         query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:512]
@@ -84,14 +84,16 @@ def _free(card: ModelCard, base: Path, examples: Sequence[Example], progress: Ca
     return _figures(examples, given, kinds, used)
 
 
-def _constrained(card: ModelCard, base: Path, examples: Sequence[Example], progress: Callable[[int], None]) -> dict[str, Any]:
+def _constrained(
+    card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]
+) -> dict[str, Any]:
     metadata = {
         "format": FORMAT,
         "labels": {
             "labels": [{"name": label.name, "description": label.description, "code": label.name} for label in card.labels.labels],
             "out_of_scope": card.labels.out_of_scope,
         },
-        "prompt": {"prefix": question_prefix(card), "suffix": QUESTION_SUFFIX},
+        "prompt": asdict(prompt),
         "calibration": {"temperature": 1.0, "threshold": 0.0, "thresholds": {}},
         "evaluation": {},
         "probes": {"tolerance": 0.1, "probes": []},

@@ -12,12 +12,13 @@ import typer
 from rich.console import Console
 
 from trainer import build as building
-from trainer import dataset, lifecycle, measuring, publish
+from trainer import dataset, lifecycle, measuring, processes, publish
+from trainer.base import BaseError
 from trainer.build import BuildError
 from trainer.dataset import DataError
 from trainer.recipe import RecipeError, load_recipe
 from trainer.registry import PublishError
-from trainer.terminal import DATA_HELP, REFUSED, Json, console, progress
+from trainer.terminal import DATA_HELP, REFUSED, Json, console, progress, steps
 from worker.classifier import ModelFileError
 
 app = typer.Typer(
@@ -38,31 +39,40 @@ def run(
     validation: Annotated[Path | None, typer.Option(help="Instead of the recipe's validation file.", show_default=False)] = None,
     test: Annotated[Path | None, typer.Option(help="Instead of the recipe's test file.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Instead of the recipe's output directory.", show_default=False)] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A model's directory: train on from it, for a short time, as the recipe's `continuing` says.", show_default=False
+        ),
+    ] = None,
     answers: Annotated[
         str | None, typer.Option(help="codes, or to compare with: names. Instead of the recipe's.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Publish the model even if the gate refuses it.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Take over nothing from an earlier run.")] = False,
 ) -> None:
     """Train the model that a recipe describes; publish its GGUF unless it is worse than the present one.
 
-    Exit code 3: trained, and not published.
+    If the same command was cut off before, it goes on from there. Exit code 3: trained, and not published.
     """
     from trainer import pipeline  # needs the training libraries, which building and splitting do not
 
-    given: dict[str, object] = {"data": data, "validation": validation, "test": test, "output": output, "answers": answers}
+    given: dict[str, object] = {
+        "data": data,
+        "validation": validation,
+        "test": test,
+        "output": output,
+        "start_from": start_from,
+        "answers": answers,
+    }
     if answers == "names":
         given["codes"] = {}
     loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
-    with progress("training") as bar:
-        task = bar.add_task("training", total=None)
-
-        def step(done: int, total: int, loss: float | None) -> None:
-            shown = "training" if loss is None else f"training, loss {loss:.3f}"
-            bar.update(task, completed=done, total=total, description=shown)
-            if not console.is_terminal and done % max(1, total // 10) == 0:
-                console.print(f"{shown}, step {done} of {total}")
-
-        outcome = pipeline.run(loaded, lambda line: console.print(line, markup=False, soft_wrap=True), step, force=force)
+    console.quiet = not processes.is_first()  # of several processes one speaks
+    with steps() as tell:
+        outcome = pipeline.run(loaded, lambda line: console.print(line, markup=False, soft_wrap=True), tell, force=force, fresh=fresh)
+    if outcome is None:
+        return
     if not outcome.published:
         console.print(
             f"not published: {publish.candidate_file(loaded.output)} is kept until the next run; to publish it all the same: "
@@ -101,7 +111,7 @@ def inspect(
     if clean is not None:
         dataset.check_target(clean, [data, *against])
     rows, others = dataset.load_rows(data), {str(path): dataset.load_rows(path) for path in against}
-    with progress("inspecting") as bar:
+    with progress() as bar:
         task = bar.add_task("inspecting", total=len(inspection.STEPS))
 
         def step(what: str) -> None:
@@ -124,7 +134,7 @@ def inspect(
 def build(model: Annotated[Path, typer.Argument(help="A model's directory, such as models/household.")]) -> None:
     """Merge base, adapter and metadata into a GGUF beside the directory. Takes seconds, needs no torch."""
     output = building.model_file_of(model)
-    with progress("merging") as bar:
+    with progress() as bar:
         task = bar.add_task("merging base and adapter")
         publish.build_model(model, lambda done, total: bar.update(task, completed=done, total=total))
     console.print(f"built {output}, {output.stat().st_size / 1e6:.0f} MB, version {publish.version_in_place(model)}")
@@ -145,7 +155,7 @@ def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
     try:
         app()
-    except (RecipeError, DataError, BuildError, PublishError, ModelFileError) as error:
+    except (RecipeError, BaseError, DataError, BuildError, PublishError, ModelFileError) as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("trainer", "worker"):

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from trainer.dataset import Example
 from trainer.thresholds import least_precision
-from worker.classifier import Classifier, Decision
+from worker.classifier import Classifier, Decision, ModelCard
 from worker.classifier.calibration import Bin, expected_calibration_error, reliability
 
 CHUNK = 64
@@ -104,9 +104,8 @@ def decide(classifier: Classifier, examples: Sequence[Example], progress: Callab
     return decisions
 
 
-def evaluate(classifier: Classifier, examples: Sequence[Example], decisions: Sequence[Decision]) -> Evaluation:
+def evaluate(card: ModelCard, examples: Sequence[Example], decisions: Sequence[Decision]) -> Evaluation:
     """Compare decisions with the right labels, under the model's own thresholds."""
-    card = classifier.card
     truth = [example.label for example in examples]
     given = [decision.label for decision in decisions]
     correct = np.array([a == b for a, b in zip(truth, given, strict=True)], dtype=np.bool_)

@@ -101,7 +101,7 @@ def measure(
         if card.version != version:
             raise DataError(f"{model} is version {card.version}, its directory says {version}: run `python -m trainer build` first")
         decisions = evaluate.decide(classifier, examples, lambda done: step(f"classifying, {done} of {len(examples)}"))
-        figures = evaluate.evaluate(classifier, examples, decisions).as_dict()
+        figures = evaluate.evaluate(classifier.card, examples, decisions).as_dict()
     finally:
         classifier.close()
     yield {"time": datetime.now(UTC).isoformat(timespec="seconds"), "evaluation": figures}

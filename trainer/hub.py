@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face hub, named hf:OWNER/NAME[@REVISION][:SPLIT] wherever a data file is."""
+"""Names on the Hugging Face hub: hf:OWNER/NAME[@REVISION][:SPLIT] is a data set wherever a data file is, hf:OWNER/NAME[@REVISION][:FILE]
+a model or a file of it. Here are also the rows of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ SCHEME = "hf:"
 TEXT_COLUMNS = ("text", "query", "utterance", "input", "sentence", "question", "instruction")
 LABEL_COLUMNS = ("label_text", "label", "intent", "category", "output")
 """The first that is there and holds text, or for labels a ClassLabel, is taken."""
-_ID = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s:@]+))?(?::(?P<split>[\w.-]+))?")
+_ID = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^\s:@]+))?(?::(?P<part>[\w.-]+(?:/[\w.-]+)*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,37 @@ class HubId:
     split: str
 
 
-def is_hub_id(source: Path) -> bool:
+@dataclass(frozen=True, slots=True)
+class ModelId:
+    """A model on the hub, at a commit, tag or branch of it, or one file of it."""
+
+    name: str
+    revision: str | None
+    file: str | None
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{self.revision}"
+        return f"{SCHEME}{self.name}{revision}" + ("" if self.file is None else f":{self.file}")
+
+
+def is_hub_id(source: Path | str) -> bool:
     return str(source).startswith(SCHEME)
 
 
 def parse_hub_id(source: Path) -> HubId:
     """Raises DataError unless it is hf:OWNER/NAME[@REVISION][:SPLIT]; the split is train where none is named."""
     found = _ID.fullmatch(str(source))
-    if found is None:
+    if found is None or "/" in (found["part"] or ""):
         raise DataError(f"{source} names no data set of the Hugging Face hub: write hf:OWNER/NAME[@REVISION][:SPLIT]")
-    return HubId(found["name"], found["revision"], found["split"] or "train")
+    return HubId(found["name"], found["revision"], found["part"] or "train")
+
+
+def parse_model_id(source: str) -> ModelId:
+    """Raises ValueError unless it is hf:OWNER/NAME[@REVISION][:FILE]."""
+    found = _ID.fullmatch(source)
+    if found is None:
+        raise ValueError(f"{source} names no model of the Hugging Face hub: write hf:OWNER/NAME[@REVISION][:FILE.gguf]")
+    return ModelId(found["name"], found["revision"], found["part"])
 
 
 def load_rows(source: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from trainer import build as building
 from trainer import dataset
+from trainer.base import Base
 from trainer.dataset import DataError
-from trainer.recipe import Base, Gate
+from trainer.recipe import Gate
 from trainer.terminal import REFUSED, DataFile, Json, SplitName, console, progress
 from worker.classifier import Classifier
 
@@ -36,10 +37,10 @@ def evaluate(
     classifier = Classifier.open(model)
     examples = dataset.part_of(data, split, dict(classifier.card.training))
     dataset.check_labels(examples, classifier.card.labels.names)
-    with progress("classifying") as bar:
+    with progress() as bar:
         task = bar.add_task("classifying", total=len(examples))
         decisions = measuring.decide(classifier, examples, lambda done: bar.update(task, completed=done))
-    figures = measuring.evaluate(classifier, examples, decisions).as_dict()
+    figures = measuring.evaluate(classifier.card, examples, decisions).as_dict()
     if as_json:
         print(json.dumps(figures))
         return
@@ -69,7 +70,7 @@ def baseline(
     classifier.close()
     examples = dataset.part_of(data, split, dict(card.training))
     dataset.check_labels(examples, card.labels.names)
-    with progress("asking") as bar:
+    with progress() as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
         figures = measuring.baseline(card, Base.recorded_in(card.training).path(), examples, lambda done: bar.update(task, completed=done))
     if as_json:
@@ -104,7 +105,7 @@ def peers(
     metadata = building.read_metadata(building.directory_of(model))
     test = dataset.part_of(data, split, metadata["training"])
     taught = learnt_from(train or [], data, split, metadata["training"], test)
-    with progress("comparing") as bar:
+    with progress() as bar:
         task = bar.add_task("comparing", total=None)
         found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what))
     if as_json:
@@ -139,7 +140,7 @@ def report(
 
     What report.json holds of the same model and queries is shown again and not measured again, unless asked for.
     """
-    from trainer import card, figures  # the training libraries, without torch
+    from trainer import figures  # the training libraries, without torch
     from trainer import report as page
 
     metadata = figures.read_metadata(model)
@@ -156,7 +157,7 @@ def report(
         base = (Base.recorded_in(training).path(), baseline) if baseline else None
         gguf = building.model_file_of(model) if model.is_dir() else model
         record = figures.record_for(examples, data, split, version, record)
-        with progress("measuring") as bar:
+        with progress() as bar:
             task = bar.add_task("measuring", total=None)
             found = figures.measure(
                 gguf, version, examples, lambda what: bar.update(task, description=what), taught=taught, baseline=base, formats=formats
@@ -164,9 +165,8 @@ def report(
             for part in found:
                 record |= part
                 figures.write_record(directory, record)
-    for name, text in ((page.REPORT_FILE, page.render(metadata, record)), (card.CARD_FILE, card.render(metadata, record))):
-        (directory / name).write_text(text, encoding="utf-8")
-        console.print(f"wrote {directory / name}", soft_wrap=True)
+    for path in page.write(directory, metadata, record):
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command("parity")

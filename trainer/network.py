@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM, GgufConfig
 _BATCH = 32
 
 
-def from_gguf(path: Path, **options: Any) -> Any:
-    """The language model of a GGUF in torch, its weights unpacked into bf16."""
+def from_gguf(path: Path, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
+    """The language model of a GGUF in torch, its weights unpacked."""
     unpacked = GgufConfig(gguf_file=path.name, dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, quantization_config=unpacked, gguf_file=path.name, dtype=torch.bfloat16, **options
-    )
+    return AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=unpacked, gguf_file=path.name, dtype=dtype, **options)
 
 
-def log_probabilities(network: Any, prompts: Sequence[Sequence[int]], code_ids: Sequence[int]) -> npt.NDArray[np.float64]:
+def log_probabilities(
+    network: Any, prompts: Sequence[Sequence[int]], code_ids: Sequence[int], progress: Callable[[int], None] = lambda _: None
+) -> npt.NDArray[np.float64]:
     """What a causal language model answers, shape (prompts, codes): one forward pass per batch of like lengths."""
     found = np.empty((len(prompts), len(code_ids)))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -37,10 +37,13 @@ def log_probabilities(network: Any, prompts: Sequence[Sequence[int]], code_ids: 
             hidden = network.model(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).last_hidden_state
             logits = network.lm_head(hidden[torch.arange(len(rows)), lengths - 1])[:, list(code_ids)]
         found[rows] = logits.float().log_softmax(dim=1).cpu().numpy()
+        progress(start + len(rows))
     return found
 
 
-def answer_log_probabilities(network: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+def answer_log_probabilities(
+    network: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda _: None
+) -> npt.NDArray[np.float64]:
     """The same for answers of one or several tokens, shape (prompts, answers): renormalised wherever answers part, as the engine does."""
     found = np.zeros((len(prompts), len(answers)))
 
@@ -51,7 +54,7 @@ def answer_log_probabilities(network: Any, prompts: Sequence[Sequence[int]], ans
             token = answers[answer][len(path)] if len(path) < len(answers[answer]) else network.config.eos_token_id
             following.setdefault(token, []).append(answer)
         if len(following) > 1:
-            scores = log_probabilities(network, [[*prompt, *path] for prompt in prompts], list(following))
+            scores = log_probabilities(network, [[*prompt, *path] for prompt in prompts], list(following), progress)
             for column, some in enumerate(following.values()):
                 found[:, some] += scores[:, column, None]
         for token, some in following.items():

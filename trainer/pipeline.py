@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import platform
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate, gate, parity, publish, thresholds
+import numpy as np
+
+from trainer import build, dataset, evaluate, gate, parity, processes, publish, thresholds, warm_start, work
+from trainer import parts as examples_of
+from trainer.answers import Answers, ask, prompt_hash
 from trainer.dataset import Example
 from trainer.files import write_json
-from trainer.recipe import Recipe, RecipeError, with_labels_of
+from trainer.recipe import Recipe, RecipeError
 from trainer.registry import Judgement
+from trainer.terminal import Progress, peak_memory_gb
+from trainer.warm_start import Start
 from worker.classifier import Classifier, Decision
 from worker.classifier.calibration import Floats
 from worker.classifier.labels import agreement, choose_codes
-from worker.classifier.model_file import FORMAT, LoadedModel, load
+from worker.classifier.model_file import FORMAT, LoadedModel, ModelCard, content_hash, load, parse_card
 from worker.classifier.prompt import encode_query
 
 PROBE_TOLERANCE = 0.1
 """How far a probe's probability may differ: other CPUs and weight formats round differently."""
+
+TRAINED_FILE = "trained.npz"
+HELD_OUT: tuple[dataset.Part, ...] = ("validation", "test")
 
 Say = Callable[[str], None]
 
@@ -47,82 +58,136 @@ class Published:
     answers: list[str]
 
 
-def run(recipe: Recipe, say: Say, training_progress: Callable[[int, int, float | None], None], *, force: bool = False) -> Outcome:
-    """Carry out a recipe.
+def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fresh: bool = False) -> Outcome | None:
+    """Carry out a recipe, from where an earlier run of the same was cut off.
+
+    Of several processes all but the first only train, and return None; they begin anew in any case.
 
     Args:
+        progress: called with what is being done, how much of it is, and of how much (None: unknown).
         force: publish whatever the gate says.
+        fresh: begin anew.
 
     Raises:
-        RecipeError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
+        RecipeError, BaseError, DataError, BuildError, ModelFileError, PublishError: what is wrong and what to do.
     """
-    from trainer import sft  # torch takes seconds to import, and only training needs it
-
     started = time.monotonic()
-    recipe, parts = _parts(recipe, say)
+    start = warm_start.read(recipe) if recipe.start_from else None
+    progress("splitting", 0, None)
+    recipe, parts = examples_of.of(recipe, say, start.version if start else None)
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
-    published = _published(recipe, parts["test"], force, say)
-
     base = recipe.base.path()
+    with work.alone(recipe.output) if processes.is_first() else nullcontext():
+        return _run(recipe, base, parts, start, started, say, progress, force=force, fresh=fresh or processes.count() > 1)
+
+
+def _run(
+    recipe: Recipe,
+    base: Path,
+    parts: dict[dataset.Part, list[Example]],
+    start: Start | None,
+    started: float,
+    say: Say,
+    progress: Progress,
+    *,
+    force: bool,
+    fresh: bool,
+) -> Outcome | None:
+    published = _published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
     vocabulary = load(base, vocab_only=True)
-    codes, answer_ids = _answers(recipe, vocabulary)
+    codes, answer_ids = _answers(recipe, vocabulary, start)
     tokens = {part: _tokens(recipe, vocabulary, answer_ids, parts[part]) for part in ("train", "validation")}
     vocabulary.close()
 
-    work = recipe.output / publish.CANDIDATE
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    adapter_path = work / build.ADAPTER_FILE
-    log = sft.train_adapter(recipe, base, tokens["train"], tokens["validation"], answer_ids, adapter_path, training_progress)
-    say(f"trained   {log.steps} steps, adapter {adapter_path.stat().st_size / 1e6:.1f} MB")
-
+    directory = recipe.output / publish.CANDIDATE
+    before = time.monotonic() - started
+    log = _train(recipe, base, tokens, answer_ids, directory, start, say, progress, fresh=fresh)
+    if not processes.is_first():
+        return None
+    trained = time.monotonic()
     metadata = _metadata(recipe, codes, parts, log)
-    metadata = _measure(recipe, base, metadata, parts, work, say)
-    metadata["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
-    write_json(work / build.METADATA_FILE, metadata)
+    if start is not None:
+        metadata["training"]["continues"] = start.version
+    held_out: dict[str, list[Example]] = {part: parts[part] for part in HELD_OUT if parts[part]}
+    answers = ask(base, directory, metadata, held_out, progress)
+    metadata = _measure(recipe, metadata, held_out, answers, directory, say)
+    metadata["training"]["minutes"] = round(log.minutes + (before + time.monotonic() - trained) / 60, 1)
+    metadata["training"]["peak_memory_gb"] = round(max(log.peak_memory_gb, peak_memory_gb()), 2)
+    say(f"took      {metadata['training']['minutes']} minutes, {metadata['training']['peak_memory_gb']} GB of memory at most")
+    write_json(directory / build.METADATA_FILE, metadata)
     candidate = publish.candidate_file(recipe.output)
-    build.build(base, build.read_adapter(adapter_path), metadata, candidate)
+    build.build(base, build.read_adapter(directory / build.ADAPTER_FILE), metadata, candidate, lambda *done: progress("building", *done))
 
-    trained = log.validation_log_probabilities
-    unlike = _unlike_the_network(recipe, candidate, parts["validation"], tokens["validation"], trained, say)
-    verdict = _judge(recipe, candidate, published, parts["test"])
+    unlike = _unlike_the_network(recipe, answers["validation"], tokens["validation"], log.validation_log_probabilities, say)
+    verdict = _judge(recipe, metadata, answers.get("test"), published, parts["test"])
     if unlike is not None:
         verdict = replace(verdict, passed=False, reasons=(unlike, *verdict.reasons))
     say("gate      " + ("passed" if verdict.passed else "refused") + "".join(f"\n          {reason}" for reason in verdict.reasons))
     if verdict.passed or force:
+        progress("publishing", 0, None)
         entry = publish.publish(recipe.output, Judgement(passed=verdict.passed, reasons=verdict.reasons))
-        before = f" in the place of {entry.replaced}" if entry.replaced else ""
-        say(f"published {build.model_file_of(recipe.output)}, version {entry.version}{before}")
+        in_place_of = f" in the place of {entry.replaced}" if entry.replaced else ""
+        say(f"published {build.model_file_of(recipe.output)}, version {entry.version}{in_place_of}")
+        directory = recipe.output
+    for path in _report(recipe, directory, metadata, parts["test"], progress):
+        say(f"wrote     {path}")
     return Outcome(metadata, verdict, verdict.passed or force)
 
 
-def _parts(recipe: Recipe, say: Say) -> tuple[Recipe, dict[dataset.Part, list[Example]]]:
-    """All examples of the recipe's files by part, and the recipe with the labels that they have."""
-    examples = dataset.load_examples(recipe.data)
-    recipe = with_labels_of(recipe, (example.label for example in examples))
-    dataset.check_labels(examples, recipe.labels)
-    parts = dataset.split(examples, **recipe.split.model_dump())
-    files: dict[dataset.Part, Path | None] = {"validation": recipe.validation, "test": recipe.test}
-    for part, path in files.items():
-        if path is not None:
-            parts[part] = dataset.load_examples(path)
-            dataset.check_labels(parts[part], recipe.labels)
-    for path in recipe.train_only:
-        parts["train"] += _train_only(recipe, path, parts, say)
-    return recipe, parts
+def _train(
+    recipe: Recipe,
+    base: Path,
+    tokens: dict[str, list[Any]],
+    answer_ids: Sequence[Sequence[int]],
+    directory: Path,
+    start: Start | None,
+    say: Say,
+    progress: Progress,
+    *,
+    fresh: bool,
+) -> Any:
+    """Train, go on with what was begun, or take what was trained already: whatever the directory holds of the same inputs."""
+    progress("loading torch", 0, None)
+    from trainer import sft  # torch takes seconds to import, and only training needs it
+
+    adapter, done = directory / build.ADAPTER_FILE, directory / TRAINED_FILE
+    train = partial(
+        sft.train_adapter,
+        recipe,
+        base,
+        tokens["train"],
+        tokens["validation"],
+        answer_ids,
+        adapter,
+        progress,
+        say,
+        start.adapter if start else None,
+    )
+    if not processes.is_first():
+        return train()
+    inputs = {
+        "the training settings": work.fingerprint([recipe.answers, recipe.schedule().model_dump(mode="json")]),
+        "the data, labels or prompt": work.fingerprint(
+            [answer_ids, *([each.prompt_ids, each.answer_ids] for part in tokens.values() for each in part)]
+        ),
+        "the base": content_hash(base),
+        "the model it goes on from": start.version if start else "",
+        "the software": work.fingerprint(sft.software()),
+    }
+    if changed := work.prepare(directory, inputs, fresh=fresh):
+        say(f"begins    anew: {', '.join(changed)} changed since what lay in {directory}")
+    found = work.recall(done)
+    if found is not None and adapter.is_file():
+        log = sft.TrainingLog.of(found[0], found[1]["answers"])
+        say(f"trained   already, {log.steps} steps; --fresh trains anew")
+        return log
+    log = train()
+    work.remember(done, log.facts(), {"answers": log.validation_log_probabilities})
+    say(f"trained   {log.steps} steps, adapter {adapter.stat().st_size / 1e6:.1f} MB")
+    return log
 
 
-def _train_only(recipe: Recipe, path: Path, parts: dict[dataset.Part, list[Example]], say: Say) -> list[Example]:
-    """Further examples for training; none that is nearly in the validation or test part."""
-    found = dataset.load_examples(path)
-    dataset.check_labels(found, recipe.labels)
-    kept = dataset.without_copies(found, parts["validation"] + parts["test"])
-    if len(kept) < len(found):
-        say(f"data      {len(found) - len(kept)} examples of {path} left out: near-duplicates of held-out ones")
-    return kept
-
-
-def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -> Published | None:
+def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say, progress: Progress) -> Published | None:
     """Asked before training, which takes long: a model that cannot be compared with is better known before."""
     path = build.model_file_of(recipe.output)
     if not path.is_file() and publish.version_in_place(recipe.output) is None:
@@ -132,9 +197,10 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -
             return None
         raise RecipeError(f"without a test split no model can be compared with {path}: set split.test or test, or give --force")
     if not path.is_file():
-        publish.build_model(recipe.output)
+        publish.build_model(recipe.output, lambda *done: progress("building the present model", *done))
     classifier = Classifier.open(path)
-    answers = [decision.label for decision in evaluate.decide(classifier, test)]
+    decided = evaluate.decide(classifier, test, lambda done: progress("asking the present model", done, len(test)))
+    answers = [decision.label for decision in decided]
     card = classifier.card
     classifier.close()
     accuracy = agreement(answers, [example.label for example in test])
@@ -145,46 +211,59 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say) -
     return Published(card.labels.names, answers)
 
 
-def _unlike_the_network(
-    recipe: Recipe, candidate: Path, validation: Sequence[Example], tokens: Sequence[Any], trained: Floats, say: Say
-) -> str | None:
-    """What is wrong with the GGUF as the form of what was trained; None if nothing."""
-    classifier = Classifier.open(candidate, max_query_tokens=recipe.training.max_query_tokens)
-    queries = [classifier.encode(example.text) for example in validation]
-    served = classifier.log_probabilities(queries)
-    prefix = classifier.prefix_ids
-    classifier.close()
-    other = sum([*prefix, *query.ids] != example.prompt_ids for query, example in zip(queries, tokens, strict=True))
-    if other:
+def _unlike_the_network(recipe: Recipe, served: Answers, tokens: Sequence[Any], trained: Floats, say: Say) -> str | None:
+    """What is wrong with the GGUF as the form of what was trained; None if nothing.
+
+    Queries that training cut shorter than the worker does are other queries to it, so they are passed over.
+    """
+    alike = served.prompts == np.array([prompt_hash(example.prompt_ids) for example in tokens], dtype=np.uint64)
+    whole = served.lengths < recipe.training.max_query_tokens
+    if other := int((whole & ~alike).sum()):
         return f"{other} queries of the validation split have other token ids in the GGUF than they had in training"
-    found = parity.compare("the trained network", trained, served)
+    found = parity.compare("the trained network", trained[alike], served.scores[alike])
     say(f"parity    network and GGUF: {found.same_label:.1%} same label, probabilities {found.mean_difference:.4f} apart on average")
     return parity.complaint(found, recipe.gate)
 
 
-def _judge(recipe: Recipe, candidate: Path, published: Published | None, test: Sequence[Example]) -> gate.Verdict:
-    """By the very file that would be published, which checks itself here too."""
-    classifier = Classifier.open(candidate)
-    answers = [decision.label for decision in evaluate.decide(classifier, test)]
-    classifier.close()
+def _judge(
+    recipe: Recipe, metadata: Mapping[str, Any], answers: Answers | None, published: Published | None, test: Sequence[Example]
+) -> gate.Verdict:
+    given = [decision.label for decision in answers.decisions(_card(metadata))] if answers else []
     if published is None:
-        return gate.first(answers, test, recipe.gate)
-    return gate.compare(published.answers, answers, test, published.labels, list(recipe.labels), recipe.gate)
+        return gate.first(given, test, recipe.gate)
+    return gate.compare(published.answers, given, test, published.labels, list(recipe.labels), recipe.gate)
 
 
-def _answers(recipe: Recipe, vocabulary: LoadedModel) -> tuple[Sequence[str], list[list[int]]]:
+def _card(metadata: Mapping[str, Any]) -> ModelCard:
+    return parse_card({f"pointsman.{key}": json.dumps(value) for key, value in metadata.items()}, "the new model")
+
+
+def _report(recipe: Recipe, directory: Path, metadata: Mapping[str, Any], test: Sequence[Example], progress: Progress) -> Iterator[Path]:
+    progress("writing the report", 0, None)
+    from trainer import figures, report  # matplotlib takes a second
+
+    record: dict[str, Any] = {}
+    if test:
+        source, split = (recipe.test, "all") if recipe.test else (recipe.data, "test")
+        record = figures.record_for(test, source, split, metadata["training"]["version"], {})
+        yield figures.write_record(directory, record)
+    yield from report.write(directory, metadata, record)
+
+
+def _answers(recipe: Recipe, vocabulary: LoadedModel, start: Start | None) -> tuple[Sequence[str], list[list[int]]]:
     """What the model answers for each label, and its token ids."""
 
     def tokenize(text: str) -> list[int]:
         return vocabulary.tokenize(text, parse_special=False)
 
     names = list(recipe.labels)
-    codes = choose_codes(names, tokenize, recipe.codes) if recipe.answers == "codes" else [f" {name}" for name in names]
+    given = {name: code for name, code in (start.codes if start else {}).items() if name in recipe.labels} | recipe.codes
+    codes = choose_codes(names, tokenize, given) if recipe.answers == "codes" else [f" {name}" for name in names]
     return codes, [tokenize(code) for code in codes]
 
 
 def _tokens(recipe: Recipe, vocabulary: LoadedModel, answer_ids: Sequence[list[int]], examples: Sequence[Example]) -> list[Any]:
-    from trainer.sft import TokenExample
+    from trainer.watch import TokenExample
 
     prefix = vocabulary.tokenize(recipe.prompt.prefix, parse_special=True, add_special=True)
     suffix = vocabulary.tokenize(recipe.prompt.suffix, parse_special=True)
@@ -214,16 +293,16 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
         "training": {
             "name": recipe.name,
             "version": "unreleased",
-            "base": recipe.base.name,
-            "base_licence": recipe.base.licence,
-            "base_package": recipe.base.package,
-            "base_file": recipe.base.file,
-            "recipe": recipe.model_dump(mode="json", include={"training", "split", "review", "answers"}),
+            **recipe.base.record(),
+            "recipe": recipe.model_dump(mode="json", include={"split", "review", "answers"}) | {"training": recipe.schedule().model_dump()},
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,
             "losses": log.losses,
-            "eval_losses": log.eval_losses,
+            "eval_losses": [(each.step, round(each.loss, 4)) for each in log.evaluations],
+            "eval_accuracies": [(each.step, round(each.accuracy, 4)) for each in log.evaluations],
+            "weights": {"taken": log.taken, "candidates": {name: asdict(each) for name, each in log.candidates.items()}},
+            "precision": log.precision,
             "versions": log.versions | {"python": platform.python_version()},
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
@@ -231,35 +310,27 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
 
 
 def _measure(
-    recipe: Recipe, base: Path, metadata: dict[str, Any], parts: dict[dataset.Part, list[Example]], work: Path, say: Say
+    recipe: Recipe,
+    metadata: dict[str, Any],
+    held_out: Mapping[str, Sequence[Example]],
+    answers: Mapping[str, Answers],
+    directory: Path,
+    say: Say,
 ) -> dict[str, Any]:
     """Calibrate on validation, evaluate on validation and test, choose the probes."""
-    draft = work / ".draft.gguf"
-    adapter = build.read_adapter(work / build.ADAPTER_FILE)
-    validation = parts["validation"]
-    names = list(recipe.labels)
-    try:
-        build.build(base, adapter, metadata, draft)
-        classifier = Classifier.open(draft)
-        queries = [classifier.encode(example.text) for example in validation]
-        scores = classifier.log_probabilities(queries)
-        classifier.close()
-        truth = [names.index(example.label) for example in validation]
-        calibration = thresholds.calibrate(scores, truth, names, recipe.out_of_scope, recipe.review)
-        metadata = metadata | {"calibration": calibration}
-        say("calibrate on validation: " + thresholds.in_words(calibration))
+    names, validation = list(recipe.labels), held_out["validation"]
+    truth = [names.index(example.label) for example in validation]
+    calibration = thresholds.calibrate(answers["validation"].scores, truth, names, recipe.out_of_scope, recipe.review)
+    metadata = metadata | {"calibration": calibration}
+    say("calibrate on validation: " + thresholds.in_words(calibration))
 
-        metadata["training"]["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
-        build.build(base, adapter, metadata, draft)
-        classifier = Classifier.open(draft)
-        decided = {part: evaluate.decide(classifier, parts[part]) for part in dataset.PARTS[1:] if parts[part]}
-        for part, decisions in decided.items():
-            figures = evaluate.evaluate(classifier, parts[part], decisions)
-            metadata["evaluation"][part] = figures.as_dict()
-            say(f"evaluate  {part}: accuracy {figures.accuracy:.4f}, macro-F1 {figures.macro_f1:.4f}, ECE {figures.ece:.4f}")
-        classifier.close()
-    finally:
-        draft.unlink(missing_ok=True)
+    metadata["training"]["version"] = build.content_version(directory / build.ADAPTER_FILE, metadata)
+    card = _card(metadata)
+    decided = {part: answers[part].decisions(card) for part in held_out}
+    for part, decisions in decided.items():
+        figures = evaluate.evaluate(card, held_out[part], decisions)
+        metadata["evaluation"][part] = figures.as_dict()
+        say(f"evaluate  {part}: accuracy {figures.accuracy:.4f}, macro-F1 {figures.macro_f1:.4f}, ECE {figures.ece:.4f}")
 
     metadata["probes"]["probes"] = choose_probes(names, validation, decided["validation"])
     return metadata

@@ -36,7 +36,7 @@ def losses(training: Sequence[Sequence[float]], validation: Sequence[Sequence[fl
         axes = _axes(6.4, 3.6)
         axes.plot(*zip(*training, strict=True), color=BLUE, linewidth=1.2, label="training, each a mean of a few steps")
         if validation:
-            axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", linewidth=2, label="validation, after each epoch")
+            axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", linewidth=2, label="validation")
         axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
         axes.legend()
         return _svg(axes, "losses")

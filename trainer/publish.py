@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer import build, registry, runtimes
+from trainer.base import Base
 from trainer.files import sync, write_whole
-from trainer.recipe import Base
 from trainer.registry import Judgement, PublishError, Version
 from worker.classifier import Classifier
 from worker.classifier.model_file import content_hash
@@ -40,7 +40,7 @@ def build_gguf(source: Path, output: Path, progress: Progress = lambda _done, _t
     """Build the GGUF of a directory that holds adapter and metadata.
 
     Raises:
-        BuildError, RecipeError: adapter, metadata or base is missing, or they do not fit.
+        BuildError, BaseError: adapter, metadata or base is missing, or they do not fit.
     """
     metadata = build.read_metadata(source)
     base = Base.recorded_in(metadata["training"]).path()
@@ -87,7 +87,7 @@ def rollback(
 
     Raises:
         PublishError: there is no such version, what was kept of it is damaged, or a file cannot be written.
-        BuildError, RecipeError, ModelFileError: its GGUF cannot be built, or fails its self-check.
+        BuildError, BaseError, ModelFileError: its GGUF cannot be built, or fails its self-check.
     """
     with _publishing(directory):
         current = _adopt(directory)
@@ -132,7 +132,7 @@ def build_model(directory: Path, progress: Progress = lambda _done, _total: None
     """Build the GGUF of what a directory holds, in its place, and what other programs want beside it.
 
     Raises:
-        BuildError, RecipeError: adapter, metadata or base is missing, or they do not fit.
+        BuildError, BaseError: adapter, metadata or base is missing, or they do not fit.
     """
     mend(directory)
     model = build.model_file_of(directory)

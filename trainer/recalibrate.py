@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import build, dataset, evaluate, publish, registry, thresholds
+from trainer.base import Base
 from trainer.dataset import Example
 from trainer.files import write_json
 from trainer.pipeline import choose_probes
-from trainer.recipe import Base, Review
+from trainer.recipe import Review
 from trainer.registry import Judgement, PublishError, Version
 from worker.classifier import Classifier
 
@@ -68,7 +69,8 @@ def _write(directory: Path, work: Path, metadata: dict[str, Any], examples: Sequ
     classifier = Classifier.open(candidate)
     decisions = evaluate.decide(classifier, examples)
     kept = {name: value for name, value in metadata["evaluation"].get("test", {}).items() if name in NOT_BY_CALIBRATION}
-    metadata["evaluation"] = {"validation": evaluate.evaluate(classifier, examples, decisions).as_dict()} | ({"test": kept} if kept else {})
+    figures = evaluate.evaluate(classifier.card, examples, decisions)
+    metadata["evaluation"] = {"validation": figures.as_dict()} | ({"test": kept} if kept else {})
     classifier.close()
     metadata["probes"]["probes"] = choose_probes([label["name"] for label in metadata["labels"]["labels"]], examples, decisions)
     build.build(base, adapter, metadata, candidate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trainer import hub
+from trainer.base import Base
 from trainer.dataset import DataError
 
 
@@ -38,41 +38,24 @@ class _Section(BaseModel):
 Section = TypeVar("Section", bound=_Section)
 
 
-class Base(_Section):
-    """The base model: a GGUF that an installed Python package carries."""
-
-    name: str
-    licence: str
-    package: str
-    file: str
-
-    @classmethod
-    def recorded_in(cls, training: Mapping[str, str]) -> Base:
-        """The base of a model, as its metadata tells it."""
-        return cls(name=training["base"], licence=training["base_licence"], package=training["base_package"], file=training["base_file"])
-
-    def path(self) -> Path:
-        """Where the GGUF lies on this machine.
-
-        Raises:
-            RecipeError: the package is not installed or does not carry the file.
-        """
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise RecipeError(f"the base model's package {self.package!r} is not installed: run `make setup`")
-        path = Path(spec.submodule_search_locations[0]) / self.file
-        if not path.is_file():
-            raise RecipeError(f"the package {self.package!r} carries no file {self.file!r}")
-        return path
-
-
 def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str | Path) else value
+
+
+def thinks_on(text: str) -> bool:
+    """Whether a thinking model would go on thinking: the text ends within a block of thoughts."""
+    return text.rfind("<think>") > text.rfind("</think>")
 
 
 class PromptText(_Section):
     prefix: str
     suffix: str
+
+    @model_validator(mode="after")
+    def _thoughts_are_closed(self) -> PromptText:
+        if thinks_on(self.prefix + self.suffix):
+            raise ValueError("the prompt opens a <think> block and does not close it: a code can only come after the thoughts")
+        return self
 
 
 class Split(_Section):
@@ -99,6 +82,21 @@ class Training(_Section):
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each query's tokens that the rest does not see in a step, so that no single word decides."""
     max_query_tokens: Annotated[int, Field(ge=1)] = 128
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
+    """How often the validation split is answered, and the weights are looked at."""
+    patience: Annotated[int, Field(ge=0)] = 4
+    """Training ends after so many evaluations without a better one; 0: never."""
+    average_last: Annotated[int, Field(ge=0)] = 3
+    """The mean of the weights at so many last evaluations is tried too; below 2: no mean."""
+
+
+class Continuing(_Section):
+    """How a model is trained on that is trained already (`start_from`): shortly, and gently."""
+
+    examples: Annotated[int, Field(ge=1)] = 6400
+    """How many are trained on. Small files are taken whole, so corrections are among them; of larger ones as many as there is room for."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
 
 
 class Review(_Section):
@@ -152,8 +150,17 @@ class Recipe(_Section):
     prompt: PromptText
     split: Split
     training: Training = Training()
+    start_from: Path | None = None
+    """A model's directory: training goes on from its adapter, as `continuing` says, instead of beginning with the base."""
+    continuing: Continuing = Continuing()
     review: Review = Review()
     gate: Gate = Gate()
+
+    def schedule(self) -> Training:
+        """The hyper-parameters that hold: those of `continuing` take the place of the others where there is a model to start from."""
+        if self.start_from is None:
+            return self.training
+        return self.training.model_copy(update=self.continuing.model_dump(include={"epochs", "learning_rate"}))
 
     @model_validator(mode="before")
     @classmethod

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from trainer import plots
+from trainer import card, plots
 from trainer.rendering import competitors, shown_evaluation, templates
 
 REPORT_FILE = "report.html"
@@ -36,6 +37,13 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         most_pairs=MOST_PAIRS,
         plots=_plots(metadata, record, figures, confused),
     )
+
+
+def write(directory: Path, metadata: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[Path]:
+    """Write the page and the model card into a directory; yields each when it is written."""
+    for name, text in ((REPORT_FILE, render(metadata, record)), (card.CARD_FILE, card.render(metadata, record))):
+        (directory / name).write_text(text, encoding="utf-8")
+        yield directory / name
 
 
 def _plots(metadata: Mapping[str, Any], record: Mapping[str, Any], figures: Mapping[str, Any], confused: list[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def modelfile(metadata: Mapping[str, Any], model: Path) -> str:
         model: the GGUF, relative to where the Modelfile lies.
     """
     prompt = metadata["prompt"]
-    names = metadata["training"]["recipe"].get("answers") == "names"
+    names = metadata["training"].get("recipe", {}).get("answers") == "names"
     return "\n".join(
         (
             f"FROM {model}",

@@ -1,59 +1,86 @@
 """Supervised fine-tuning of a LoRA adapter with TRL, on the prompt that the worker serves.
 
-The base GGUF is de-quantised into torch; token ids come from the worker's own tokenizer, so what is trained
-is what is served; the loss is on the answer alone: on its code or, to compare with, TRL's own on the label's name. The result
-is written as a llama.cpp LoRA adapter (GGUF), which `trainer.build` merges with the base.
+The base comes into torch as `pretrained` says; token ids come from the worker's own tokenizer, so what is trained
+is what is served; the loss is on the answer alone: on its code or, to compare with, TRL's own on the label's name. Of the weights that
+`selection` looks at, those that do best on the validation split are written as a llama.cpp LoRA adapter (GGUF), which `trainer.build`
+merges with the base.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
+import datasets
 import numpy as np
 import numpy.typing as npt
+import peft
 import torch
 import transformers
 import trl
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model_state_dict
-from transformers import AutoTokenizer, TrainerCallback
+from peft import set_peft_model_state_dict
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from trainer.network import answer_log_probabilities, from_gguf
-from trainer.recipe import Recipe
+from trainer import adapter, checkpoints, pretrained, processes
+from trainer.build import Adapter
+from trainer.pretrained import precision
+from trainer.recipe import Recipe, Training
+from trainer.selection import Evaluation
+from trainer.terminal import Progress, peak_memory_gb
+from trainer.watch import STATE_FILE, TokenExample, Watch
 
 OTHER_TOKENS_WEIGHT = 0.2
 """How much of the loss is the probability that the model gives to tokens that are no code."""
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenExample:
-    """Token ids of prefix, query and suffix, and those of the right answer: one where it is a code."""
-
-    prompt_ids: list[int]
-    answer_ids: list[int]
+TOKENS_AT_ONCE = 512
+"""On a CPU a batch goes through the network in pieces of so many: what is kept for the way back is most of the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What happened: the loss per logged step, steps, and library versions."""
+    """What happened."""
 
     losses: list[tuple[int, float]]
-    eval_losses: list[tuple[int, float]]
+    """(step, mean loss of a few steps)."""
+    evaluations: list[Evaluation]
+    candidates: dict[str, Evaluation]
+    """What could have been kept: `last`, `best`, `averaged`."""
+    taken: str
+    """Which of them was."""
     steps: int
+    minutes: float
+    """Of all processes that had a part in it."""
+    peak_memory_gb: float
+    """Of the last of them."""
     versions: dict[str, str]
+    precision: str
     validation_log_probabilities: npt.NDArray[np.float64]
     """What the trained network itself answers to the validation split, shape (examples, codes)."""
 
+    def facts(self) -> dict[str, Any]:
+        """All but the answers, as JSON can hold it."""
+        found = asdict(self)
+        del found["validation_log_probabilities"]
+        return found
 
-Progress = Callable[[int, int, float | None], None]
-"""Called after each step with (step, total steps, latest loss)."""
+    @classmethod
+    def of(cls, facts: dict[str, Any], answers: npt.NDArray[np.float64]) -> TrainingLog:
+        """The other way of `facts`."""
+        evaluations = [Evaluation(**row) for row in facts["evaluations"]]
+        candidates = {name: Evaluation(**row) for name, row in facts["candidates"].items()}
+        known = {"evaluations": evaluations, "candidates": candidates, "validation_log_probabilities": answers}
+        return cls(**facts | known)
+
+
+def software() -> dict[str, str]:
+    """What training depends on besides the recipe, the data and the base: library versions, this code, how numbers are held."""
+    code = b"".join(
+        Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("sft", "watch", "selection", "network", "pretrained", "adapter")
+    )
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, trl, peft)}
+    return versions | {"code": hashlib.sha256(code).hexdigest(), "precision": str(precision())}
 
 
 def train_adapter(
@@ -64,90 +91,99 @@ def train_adapter(
     answer_ids: Sequence[Sequence[int]],
     output: Path,
     progress: Progress,
+    say: Callable[[str], None] = lambda _: None,
+    start: Adapter | None = None,
 ) -> TrainingLog:
-    """Fine-tune on `train` and write the adapter to `output` (GGUF).
+    """Fine-tune on `train` and write the adapter to `output` (GGUF). Of several processes only the first writes.
 
-    The checkpoint kept is the last one: with a cosine schedule to zero it is the most settled.
+    One process alone goes on from the newest checkpoint in the directory `checkpoints` beside `output`, if there is one.
+
+    Args:
+        start: the adapter to begin with, instead of one that changes nothing.
+
+    Raises:
+        RecipeError: `start` does not fit the recipe or the base.
     """
-    settings = recipe.training
+    settings = recipe.schedule()
+    progress("loading the base", 0, None)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(settings.seed)
-    on_gpu = torch.cuda.is_available()
-    model = from_gguf(base, attn_implementation="eager")
-    _forget_quantisation(model)
-    tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    on_gpu, dtype = torch.cuda.is_available(), precision()
+    model, tokenizer = pretrained.with_adapter(base, recipe.base.checkpoint(), settings)
 
-    kind, end = trl.SFTTrainer, [model.config.eos_token_id]
-    if recipe.answers == "codes":
-        code_ids = [code for (code,) in answer_ids]
-        kind = partial(_CodeTrainer, code_ids=code_ids, smoothing=settings.label_smoothing, token_dropout=settings.token_dropout)
-        end = []
-    trainer = kind(
+    directory = output.parent / "checkpoints"
+    watch = Watch(directory, settings, validation, answer_ids, -(-len(train) // settings.batch_size), progress, say)
+    by_code = recipe.answers == "codes"
+    trainer = _AnswerTrainer(
+        code_ids=[code for (code,) in answer_ids] if by_code else None,
+        settings=settings,
+        watch=watch,
         model=model,
         processing_class=tokenizer,
-        train_dataset=_dataset(train, end),
-        eval_dataset=_dataset(validation, end),
-        peft_config=LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=TARGETS,
-            task_type="CAUSAL_LM",
-        ),
+        train_dataset=_dataset(train, [] if by_code else [model.config.eos_token_id]),
         args=trl.SFTConfig(
             output_dir=str(output.parent),
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=64,
+            per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=settings.warmup_ratio,
             weight_decay=settings.weight_decay,
-            prediction_loss_only=True,
-            train_sampling_strategy="group_by_length",
             completion_only_loss=True,
             max_length=None,
             packing=False,
-            bf16=True,
+            bf16=dtype == torch.bfloat16,
             use_cpu=not on_gpu,
             gradient_checkpointing=False,
             dataloader_pin_memory=on_gpu,
             seed=settings.seed,
             data_seed=settings.seed,
-            eval_strategy="epoch",
+            eval_strategy="no",
             save_strategy="no",
             logging_steps=10,
             report_to="none",
             disable_tqdm=True,
         ),
-        callbacks=[_Report(progress)],
+        callbacks=[watch],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    write_adapter(trainer.model, recipe, output)
-    trainer.model.eval()
-    with torch.autocast(trainer.model.device.type, torch.bfloat16):
-        answers = answer_log_probabilities(trainer.model.get_base_model(), [example.prompt_ids for example in validation], answer_ids)
-    history = trainer.state.log_history
+    if start is not None:
+        weights = adapter.peft_weights(start, trainer.model.config)
+        set_peft_model_state_dict(trainer.model, {name: torch.from_numpy(factor) for name, factor in weights.items()})
+
+    checkpoint = checkpoints.newest(directory) if processes.count() == 1 else None
+    if checkpoint is not None:
+        watch.recall(checkpoint)
+        say(f"resumed   at step {checkpoint.name}, from {checkpoint}")
+    elif start is not None:
+        watch.evaluate(trainer.model, 0)
+    if checkpoint is not None and watch.ended:
+        trainer.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+
+    candidates, taken = watch.choose(trainer.model)
+    set_peft_model_state_dict(trainer.model, candidates[taken].weights)
+    if processes.is_first():
+        adapter.write_adapter(trainer.model, output)
     return TrainingLog(
-        losses=[(row["step"], row["loss"]) for row in history if "loss" in row],
-        eval_losses=[(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row],
+        losses=[(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row],
+        evaluations=watch.evaluations,
+        candidates={name: candidate.evaluation for name, candidate in candidates.items()},
+        taken=taken,
         steps=trainer.state.global_step,
+        minutes=watch.seconds / 60,
+        peak_memory_gb=peak_memory_gb(),
         versions={module.__name__: module.__version__ for module in (torch, transformers, trl)},
-        validation_log_probabilities=answers,
+        precision=str(dtype).removeprefix("torch."),
+        validation_log_probabilities=candidates[taken].answers,
     )
 
 
-def _forget_quantisation(model: Any) -> None:
-    """The weights were de-quantised into plain torch tensors; transformers still refuses to train them."""
-    model.is_quantized = False
-    model.hf_quantizer = None
-    model.config.__dict__.pop("quantization_config", None)
-
-
-def _dataset(examples: Sequence[TokenExample], end: list[int]) -> Dataset:
+def _dataset(examples: Sequence[TokenExample], end: list[int]) -> datasets.Dataset:
     """`end` follows every answer."""
-    return Dataset.from_dict(
+    return datasets.Dataset.from_dict(
         {
             "input_ids": [[*example.prompt_ids, *example.answer_ids, *end] for example in examples],
             "completion_mask": [[0] * len(example.prompt_ids) + [1] * len(example.answer_ids + end) for example in examples],
@@ -155,27 +191,75 @@ def _dataset(examples: Sequence[TokenExample], end: list[int]) -> Dataset:
     )
 
 
-class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose loss is normalised over the codes, at the one position where the code is answered.
+class _ByLength(LengthGroupedSampler):  # type: ignore[misc]
+    """Batches of like lengths, in an order that depends on seed and epoch alone: a resumed epoch has the same."""
 
-    That is the distribution which constrained decoding serves, and it is learnt several times faster than that
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self._seed + self._epoch())
+        return iter(super().__iter__())
+
+
+class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose loss is normalised over the codes, at the one position where a code is answered; for names TRL's own.
+
+    The first is the distribution which constrained decoding serves, and it is learnt several times faster than that
     over the whole vocabulary. A second, smaller term draws the probability of all other tokens to the codes:
     -log of the codes' share. Without it llama.cpp's own grammar sampler, which also allows a code in pieces,
     may prefer a piece of a wrong one.
     """
 
-    def __init__(self, *, code_ids: Sequence[int], smoothing: float, token_dropout: float, **kwargs: Any) -> None:
+    def __init__(self, *, code_ids: Sequence[int] | None, settings: Training, watch: Watch, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._code_ids = torch.tensor(code_ids)
-        self._smoothing = smoothing
-        self._token_dropout = token_dropout
+        self._code_ids = None if code_ids is None else torch.tensor(code_ids)
+        self._settings = settings
+        self._watch = watch
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> _ByLength:
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        steps_per_epoch = -(-len(lengths) // self._settings.batch_size)
+        return _ByLength(self._settings.batch_size, lengths, self._settings.seed, lambda: int(self.state.global_step) // steps_per_epoch)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> Any:
+        """Forward and backward in pieces of the batch; the gradient is that of the whole."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        rows, columns = inputs["input_ids"].shape
+        at_once = rows if torch.cuda.is_available() else max(1, TOKENS_AT_ONCE // columns)
+        loss = torch.zeros((), device=self.args.device)
+        for start in range(0, rows, at_once):
+            piece = {name: tensor[start : start + at_once] for name, tensor in inputs.items()}
+            with self.compute_loss_context_manager():
+                share = self.compute_loss(model, piece) * (len(piece["input_ids"]) / rows)
+            self.accelerator.backward(share)
+            loss += share.detach()
+        if processes.count() > 1:  # the loss goes around the wrapper that averages gradients over several processes
+            for weights in model.parameters():
+                if weights.grad is not None:
+                    weights.grad = self.accelerator.reduce(weights.grad, reduction="mean")
+        return loss
+
+    def _save_checkpoint(self, *_: Any) -> None:
+        if processes.count() > 1:
+            return
+        with checkpoints.writing(self._watch.directory, self.state.global_step) as partial:
+            self.model.save_pretrained(partial, save_embedding_layers=False)
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_rng_state(str(partial))
+            self.state.save_to_json(str(partial / STATE_FILE))
+            self._watch.remember(partial)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        if self._code_ids is None:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
         causal = self.accelerator.unwrap_model(model).get_base_model()
         rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
         mask = inputs["attention_mask"]
-        if model.training and self._token_dropout:
-            hidden_tokens = torch.rand(mask.shape, device=mask.device) < self._token_dropout
+        if model.training and self._settings.token_dropout:
+            hidden_tokens = torch.rand(mask.shape, device=mask.device) < self._settings.token_dropout
             columns = torch.arange(mask.shape[1], device=mask.device)
             within = (columns > 0) & (columns < answers[:, None] - 1)  # neither the first token, the attention's sink, nor the suffix
             mask = mask * ~(hidden_tokens & within)
@@ -183,53 +267,6 @@ class _CodeTrainer(trl.SFTTrainer):  # type: ignore[misc]
         codes = self._code_ids.to(hidden.device)
         logits = causal.lm_head(hidden[rows, answers - 1]).float()
         truth = (inputs["labels"][rows, answers][:, None] == codes).int().argmax(dim=1)
-        loss = torch.nn.functional.cross_entropy(logits[:, codes], truth, label_smoothing=self._smoothing)
+        loss = torch.nn.functional.cross_entropy(logits[:, codes], truth, label_smoothing=self._settings.label_smoothing)
         loss = loss + OTHER_TOKENS_WEIGHT * (logits.logsumexp(dim=1) - logits[:, codes].logsumexp(dim=1)).mean()
         return (loss, {}) if return_outputs else loss
-
-
-class _Report(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._loss: float | None = None
-
-    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        self._loss = (logs or {}).get("loss", self._loss)
-
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        self._progress(state.global_step, state.max_steps, self._loss)
-
-
-def write_adapter(model: Any, recipe: Recipe, output: Path) -> None:
-    """Write a PEFT model's LoRA weights as a llama.cpp adapter, in half precision.
-
-    llama.cpp stores the query and key projections of the llama architecture with their rotary halves
-    interleaved; the rows of B are permuted the same way (llama.cpp's LlamaModel.permute).
-    """
-    config = model.config
-    architecture = {"llama": gguf.MODEL_ARCH.LLAMA}[config.model_type]
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    partial = output.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[architecture])
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(recipe.training.lora_alpha))
-    for key, tensor in sorted(get_peft_model_state_dict(model).items()):
-        module, kind = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
-        name = names.get_name(module)
-        if name is None:
-            raise ValueError(f"llama.cpp has no name for the module {module}")
-        values = tensor.detach().to(torch.float32).cpu().numpy()
-        if kind == "B" and module.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads
-            values = _interleave_rotary_halves(values, heads)
-        writer.add_tensor(f"{name}.weight.lora_{kind.lower()}", values.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    os.replace(partial, output)
-
-
-def _interleave_rotary_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
 
@@ -22,8 +28,46 @@ REFUSED = 3
 """Exit code where a gate refused a model, or a form of one."""
 
 
-def progress(what: str) -> Progress:
-    """The bar of a long step; off a terminal only training tells how far it is."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much of it is, and of how much (None: unknown)."""
+
+_SAY_EVERY_S = 30.0
+_SAY_AT_MOST_EVERY_S = 5.0
+_clock = time.monotonic
+
+
+def progress() -> rich.progress.Progress:
+    """The bar of a long step, on a terminal."""
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
-    return Progress(*columns, console=console, transient=not console.is_terminal, disable=not console.is_terminal and what != "training")
+    return rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+@contextmanager
+def steps() -> Iterator[Progress]:
+    """The bars of one step after another.
+
+    Off a terminal a line for each step of unknown length, and of the others one at each tenth or after 30 s, but none within 5 s.
+    """
+    with progress() as bars:
+        task, step, said, tenth = bars.add_task(""), "", _clock(), 0
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            nonlocal step, said, tenth
+            begins = what.partition(",")[0] != step
+            if begins:
+                step, tenth = what.partition(",")[0], 0
+                bars.reset(task, total=total)
+            bars.update(task, description=what, completed=done, total=total)
+            now, reached = _clock(), 10 * done // total if total else 0
+            due = now - said > (_SAY_AT_MOST_EVERY_S if reached > tenth else _SAY_EVERY_S)
+            if not console.is_terminal and (due or (begins and total is None)):
+                console.print(f"          {what}" + (f", {done} of {total}" if total else ""), markup=False, soft_wrap=True)
+                said, tenth = now, reached
+
+        yield tell
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has had in RAM, in 10^9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -88,7 +88,8 @@ def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], out
 
 def _every_fourth(n: int) -> npt.NDArray[np.bool_]:
     """By chance, always the same: a validation part comes sorted by label."""
-    return np.asarray(np.random.default_rng(0).permutation(n) % EVERY == 0, dtype=np.bool_)
+    fourth: npt.NDArray[np.bool_] = np.random.default_rng(0).permutation(n) % EVERY == 0
+    return fourth
 
 
 def in_words(calibration: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import uvicorn
@@ -41,6 +41,9 @@ from worker.routing import Streams
 from worker.settings import Settings
 from worker.upkeep import Upkeep
 
+if TYPE_CHECKING:
+    from worker.tracing import Tracing
+
 log = structlog.get_logger("pointsman.app")
 
 
@@ -63,7 +66,10 @@ async def serve(
     Raises:
         ModelFileError, EngineError: the model cannot be used.
         Fatal: Redis does not let the worker in, the HTTP port is taken, or a part failed for good.
+        SystemExit: with code 0, SIGTERM came before the worker was in the group.
     """
+    # The first process of a container does not get a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     worker = Worker(settings, open_model)
     with _bind(settings) as http_socket:
         await worker.check_redis()
@@ -118,6 +124,7 @@ class Worker:
         self.streams = Streams(settings.namespace)
         self.redis = connect(settings)
         self.metrics = Metrics()
+        self.metrics.worker(self.streams.queries, settings.group, settings.consumer)
         self.metrics.model(model.card, model.weight_format)
         self.health = Health(
             inference_stuck=lambda: self.pipeline.classifying_for_s > settings.batch_timeout_s,
@@ -127,6 +134,7 @@ class Worker:
         self.on_failure: Callable[[], None] = lambda: None
         self.on_started: Callable[[], None] = lambda: None
         self._inference_thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._tracing = _open_tracing(settings, self.streams) if settings.tracing else None
         self.pipeline = Pipeline(
             model,
             self.streams,
@@ -149,7 +157,9 @@ class Worker:
                 message_id_field=settings.deduplicate_by,
             ),
             self._inference_thread,
+            self._tracing,
         )
+        self.metrics.readiness(self.health.ready)
         # Nothing is measured beside the work: an untuned file is used as it is.
         later = settings.model_copy(update={"format": "tuned"}) if settings.format == "auto" else settings
         self._hotswap = HotSwap(
@@ -271,7 +281,20 @@ class Worker:
         except REDIS_ERRORS as error:
             log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)
         await self.redis.aclose()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._inference_thread.shutdown(wait=not self.health.inference_stuck())
+
+
+def _open_tracing(settings: Settings, streams: Streams) -> Tracing:
+    try:
+        from worker.tracing import to_collector
+    except ImportError as error:
+        raise Fatal(f"POINTSMAN_TRACING needs OpenTelemetry ({error}): pip install 'pointsman[tracing]'") from error
+    try:
+        return to_collector(streams, settings.group, settings.consumer)
+    except ValueError as error:
+        raise Fatal(f"OpenTelemetry refuses its own settings, the variables OTEL_*: {error}") from error
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

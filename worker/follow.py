@@ -26,8 +26,7 @@ class Followed:
 
     @property
     def place(self) -> str:
-        """The last part of the stream's name: a topic, `review` or `dead`."""
-        return self.stream.rpartition(":")[2]
+        return place(self.stream)
 
     @property
     def text(self) -> str:
@@ -45,6 +44,17 @@ class Followed:
         return {"stream": self.stream, "id": self.id, "fields": fields}
 
 
+def place(stream: str) -> str:
+    """The last part of an output stream's name: a topic, `review` or `dead`."""
+    return stream.rpartition(":")[2]
+
+
+async def output_streams(redis: Redis, streams: Streams) -> set[str]:
+    """The names of review, dead and all topics that there are. Goes through all keys of the database."""
+    topics = {name.decode() async for name in redis.scan_iter(match=_literal(streams.topic("x"))[:-1] + "*", count=1000)}
+    return topics | {streams.review, streams.dead}
+
+
 async def follow(redis: Redis, streams: Streams, *, from_start: bool) -> AsyncIterator[Followed]:
     """Yield entries as they arrive; from the oldest on, or only what comes from now on."""
     positions: dict[str, str] = {}
@@ -52,9 +62,7 @@ async def follow(redis: Redis, streams: Streams, *, from_start: bool) -> AsyncIt
     first = True
     while True:
         if time.monotonic() - looked_at > LOOK_FOR_STREAMS_EVERY_S:
-            names = {streams.review, streams.dead}
-            names |= {name.decode() async for name in redis.scan_iter(match=_literal(streams.topic("x"))[:-1] + "*", count=1000)}
-            for name in names - positions.keys():
+            for name in await output_streams(redis, streams) - positions.keys():
                 positions[name] = await _last_id(redis, name) if first and not from_start else "0-0"
             first, looked_at = False, time.monotonic()
         found: Any = await redis.xread(cast("Any", positions), count=100, block=500)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,11 @@ from worker.errors import Reject
 TEXT_FIELD = b"text"
 ENVELOPE_FIELD = b"__data__"
 OWN_PREFIX = b"pointsman."
+LABEL_FIELD = b"pointsman.label"
+REASON_FIELD = b"pointsman.reason"
+"""Dead letters have it, and nothing else."""
+TRACE_FIELDS = (b"traceparent", b"tracestate")
+"""The producer's trace context, as W3C writes it; in an envelope headers of these names."""
 PACKED_FIELD = b"pointsman.fields"
 """All original fields as one JSON value, where there are too many to carry one by one."""
 _PACKED_SIZE = 256 * 1024
@@ -30,6 +37,8 @@ MAX_FIELDS = 256
 _LONGEST_MESSAGE_ID = 64
 """Longer ones are remembered by their SHA-256."""
 _BINARY_ENVELOPE = b"\x89BIN\x0d\x0a\x1a\x0a"
+_SAMPLED = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")
+"""A `traceparent` whose trace somebody keeps."""
 
 Fields = Mapping[bytes, bytes]
 
@@ -154,11 +163,28 @@ def _json(data: bytes, field: str) -> object:
         raise Reject("invalid_json", f"field '{field}' is not JSON") from error
 
 
+def trace_context(entry: Entry) -> dict[str, str]:
+    """The producer's trace context by the names of TRACE_FIELDS, unchecked; empty where it gave none."""
+    given: Mapping[str, Any] = {}
+    if TRACE_FIELDS[0] in entry.fields:
+        given = {name.decode(): value.decode("ascii", errors="replace") for name, value in entry.fields.items() if name in TRACE_FIELDS}
+    elif ENVELOPE_FIELD in entry.fields:
+        with suppress(Reject):
+            _, given = _open_envelope(entry.fields[ENVELOPE_FIELD], len(entry.fields[ENVELOPE_FIELD]))
+    return {name: value for name in map(bytes.decode, TRACE_FIELDS) if isinstance(value := given.get(name), str)}
+
+
+def sampled_trace(fields: Fields) -> str | None:
+    """The id of the trace that an entry belongs to, 32 hexadecimal digits, if it says one that is kept."""
+    found = _SAMPLED.fullmatch(fields.get(TRACE_FIELDS[0], b""))
+    return found[1].decode() if found else None
+
+
 def routed_fields(entry: Entry, decision: Decision, model_version: str) -> dict[bytes, bytes]:
     """The producer's fields and, beside them, the decision."""
     return _original(entry) | {
         b"pointsman.id": entry.id.encode(),
-        b"pointsman.label": decision.label.encode(),
+        LABEL_FIELD: decision.label.encode(),
         b"pointsman.confidence": f"{decision.confidence:.4f}".encode(),
         b"pointsman.model": model_version.encode(),
         **({b"pointsman.truncated": b"1"} if decision.truncated else {}),
@@ -176,7 +202,7 @@ def dead_fields(entry: Entry, reject: Reject) -> dict[bytes, bytes]:
         original = _original(entry)
     return original | {
         b"pointsman.id": entry.id.encode(),
-        b"pointsman.reason": reject.reason.encode(),
+        REASON_FIELD: reject.reason.encode(),
         b"pointsman.detail": reject.detail.encode(),
         b"pointsman.deliveries": str(entry.deliveries).encode(),
     }

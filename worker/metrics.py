@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
 
 from worker.classifier import Decision, ModelCard
 from worker.errors import RejectReason
@@ -29,6 +33,8 @@ class Metrics:
             registry=registry,
         )
         self._dead = Counter("pointsman_dead", "Entries sent to the dead stream, by reason", ["reason"], registry=registry)
+        for reason in get_args(RejectReason):  # Prometheus sees a rise only where there was a value before
+            self._dead.labels(reason)
         self._published = Counter("pointsman_published", "Entries published and acknowledged", registry=registry)
         self._duplicates = Counter("pointsman_duplicates", "Entries not published because another worker had done it", registry=registry)
         self._failed = Counter("pointsman_failed", "Entries left pending because classifying or delivering them failed", registry=registry)
@@ -47,7 +53,8 @@ class Metrics:
         self._truncated = Counter("pointsman_truncated", "Queries cut because they were too long", registry=registry)
         self._latency = Histogram(
             "pointsman_latency_seconds",
-            "From the producer's XADD to the publication of the result, by Redis' clock",
+            "From the producer's XADD to the publication of the result, by Redis' clock and by label",
+            ["label"],
             buckets=_LATENCY,
             registry=registry,
         )
@@ -64,6 +71,8 @@ class Metrics:
         )
         self._lag = Gauge("pointsman_stream_lag", "Entries not yet read by the group; NaN where Redis cannot say", registry=registry)
         self._pending = Gauge("pointsman_pending", "Entries read by the group and not yet acknowledged", registry=registry)
+        self._worker = Info("pointsman_worker", "Which worker this is: what it reads and its name in the group", registry=registry)
+        self._ready = Gauge("pointsman_ready", "1 while a check of /readyz holds, else 0", ["check"], registry=registry)
         self._model = Info("pointsman_model", "The model that decides", registry=registry)
         self._model_files = Counter(
             "pointsman_model_swaps",
@@ -90,9 +99,15 @@ class Metrics:
         self._messages.labels("dead", "").inc()
         self._dead.labels(reason).inc()
 
-    def delivered(self, latency_s: float) -> None:
+    def delivered(self, latency_s: float, label: str, trace_id: str | None = None) -> None:
+        """Count a message that was published.
+
+        Args:
+            label: empty for a dead letter.
+            trace_id: makes the message an example of its bucket, shown to those who ask for OpenMetrics.
+        """
         self._published.inc()
-        self._latency.observe(latency_s)
+        self._latency.labels(label).observe(latency_s, {"trace_id": trace_id} if trace_id else None)
 
     def duplicate(self) -> None:
         self._duplicates.inc()
@@ -116,8 +131,43 @@ class Metrics:
         self._lag.set(float("nan") if lag is None else lag)
         self._pending.set(pending)
 
+    def worker(self, stream: str, group: str, consumer: str) -> None:
+        self._worker.info({"stream": stream, "group": group, "consumer": consumer})
+
+    def readiness(self, checks: Callable[[], Mapping[str, bool]]) -> None:
+        """Show what `checks` answers at each scrape."""
+        for name in checks():
+            self._ready.labels(name).set_function(partial(lambda name: checks()[name], name))
+
     def model(self, card: ModelCard, weight_format: str) -> None:
         self._model.info({"name": card.name, "version": card.version, "base": card.base, "format": weight_format})
 
     def model_file(self, outcome: Literal["swapped", "refused"]) -> None:
         self._model_files.labels(outcome).inc()
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One of the worker's series as Prometheus has it."""
+
+    name: str
+    kind: str
+    """counter, gauge, histogram or info."""
+    labels: tuple[str, ...]
+    """Of its own; Prometheus adds `job` and `instance`."""
+    meaning: str
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names that queries use."""
+        return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count")) if self.kind == "histogram" else (self.name,)
+
+
+def all_series() -> list[Series]:
+    """What a worker shows, in the order of this file; without prometheus-client's own `process_*`."""
+    endings = {"counter": "_total", "info": "_info"}
+    return [
+        Series(found._name + endings.get(kind, ""), kind, tuple(found._labelnames), found._documentation)
+        for found in vars(Metrics()).values()
+        if isinstance(found, MetricWrapperBase) and (kind := found._type)
+    ]

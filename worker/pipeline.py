@@ -19,9 +19,20 @@ from typing import Protocol
 import structlog
 
 from worker.classifier import Decision, ModelCard
-from worker.delivery import Delivered, Delivery, Duplicate, Repeated, refusal_code
+from worker.delivery import Delivered, Delivery, Duplicate, Repeated, Result, refusal_code
 from worker.errors import REDIS_ERRORS, NotDelivered, Reject
-from worker.messages import ENVELOPE_FIELD, TEXT_FIELD, Entry, Outgoing, Query, dead_fields, parse, routed_fields
+from worker.messages import (
+    ENVELOPE_FIELD,
+    LABEL_FIELD,
+    TEXT_FIELD,
+    Entry,
+    Outgoing,
+    Query,
+    dead_fields,
+    parse,
+    routed_fields,
+    sampled_trace,
+)
 from worker.metrics import Metrics
 from worker.routing import Streams, route
 
@@ -57,6 +68,14 @@ class Decides(Protocol):
     def close(self) -> None: ...
 
 
+class Traces(Protocol):
+    """What is told of each message where its way is traced (see worker.tracing)."""
+
+    def decided(self, batch: Sequence[tuple[Entry, float]], outgoing: Sequence[Outgoing], taken_up: float) -> list[Outgoing]: ...
+
+    def tried(self, outgoing: Outgoing, result: Result) -> None: ...
+
+
 class Pipeline:
     """Entries in, published entries out. One event loop owns it."""
 
@@ -68,12 +87,13 @@ class Pipeline:
         metrics: Metrics,
         limits: Limits,
         inference_thread: Executor,
+        traces: Traces | None = None,
     ) -> None:
         self.model = model
         """Has the next call. It may be replaced at any time; once it is, the inference thread is given nothing more for the one before."""
         self._streams = streams
         self._delivery, self._metrics, self._limits = delivery, metrics, limits
-        self._inference_thread = inference_thread
+        self._inference_thread, self._traces = inference_thread, traces
         self._waiting: deque[tuple[Entry, float]] = deque()
         self._in_flight: set[str] = set()
         self._at_the_door: list[Sequence[Entry]] = []
@@ -134,12 +154,12 @@ class Pipeline:
             self._closed = True
             self._changed.notify_all()
 
-    async def _next_batch(self) -> list[Entry]:
-        """All that waits, at most `batch_size` entries and `batch_tokens`; empty once closed."""
+    async def _next_batch(self) -> list[tuple[Entry, float]]:
+        """All that waits, with when it was read, at most `batch_size` entries and `batch_tokens`; empty once closed."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)
             now = time.perf_counter()
-            batch: list[Entry] = []
+            batch: list[tuple[Entry, float]] = []
             tokens = 0
             while self._waiting and len(batch) < self._limits.batch_size:
                 entry, since = self._waiting[0]
@@ -148,7 +168,7 @@ class Pipeline:
                     break
                 self._waiting.popleft()
                 self._metrics.stage("wait", now - since)
-                batch.append(entry)
+                batch.append((entry, since))
             return batch
 
     def _estimated_tokens(self, entry: Entry) -> int:
@@ -156,9 +176,10 @@ class Pipeline:
         text = entry.fields.get(TEXT_FIELD) or entry.fields.get(ENVELOPE_FIELD) or b""
         return min(len(text) // 4 + 1, self._limits.max_query_tokens)
 
-    async def _decide(self, batch: Sequence[Entry]) -> list[Outgoing]:
+    async def _decide(self, batch: Sequence[tuple[Entry, float]]) -> list[Outgoing]:
+        taken_up = time.perf_counter()
         outgoing, queries = [], []
-        for entry in batch:
+        for entry, _ in batch:
             try:
                 queries.append(self._accept(entry))
             except Reject as reject:
@@ -170,7 +191,7 @@ class Pipeline:
             self._metrics.decided(decision, destination.outcome)
             fields = routed_fields(query.entry, decision, card.version)
             outgoing.append(Outgoing(query.entry, destination.stream, fields, query.message_id))
-        return outgoing
+        return outgoing if self._traces is None else self._traces.decided(batch, outgoing, taken_up)
 
     def _accept(self, entry: Entry) -> Query:
         if entry.deliveries > self._limits.max_deliveries:
@@ -233,9 +254,12 @@ class Pipeline:
             return list(batch)
         left, why = [], {}
         for outgoing, result in zip(batch, results, strict=True):
+            if self._traces is not None:
+                self._traces.tried(outgoing, result)
             match result:
                 case Delivered():
-                    self._metrics.delivered(result.latency_ms / 1000)
+                    label = outgoing.fields.get(LABEL_FIELD, b"").decode()
+                    self._metrics.delivered(result.latency_ms / 1000, label, sampled_trace(outgoing.fields))
                 case Duplicate():
                     self._metrics.duplicate()
                 case Repeated():

@@ -71,6 +71,8 @@ class Backlog:
     pending: int
     resume_from: str
     """Where a group must start that takes this one's place: after the last entry of which all before are done."""
+    oldest: str | None = None
+    """The id of the oldest pending entry."""
 
 
 async def make_group(redis: Redis, queries: str, group: str, resume_from: str = "0") -> str:
@@ -154,11 +156,12 @@ async def backlog(redis: Redis, queries: str, group: str) -> Backlog | None:
     for row in rows:
         if row["name"] in (group, group.encode()):
             read_to, pending = row["last-delivered-id"].decode(), int(row["pending"])
-            oldest = (await redis.xpending(queries, group))["min"] if pending else None
+            first = (await redis.xpending(queries, group))["min"] if pending else None
+            oldest = first.decode() if first else None
             lag = row.get("lag")
             if lag is None and not await _goes_on(redis, queries, read_to):
                 lag = 0
-            return Backlog(None if lag is None else int(lag), pending, _just_before(oldest.decode()) if oldest else read_to)
+            return Backlog(None if lag is None else int(lag), pending, _just_before(oldest) if oldest else read_to, oldest)
     return None
 
 

@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[float, Field(gt=0, description="At SIGTERM, how long to finish what is in flight")] = 20.0
     http_host: Annotated[str, Field(description="Address of /metrics, /healthz, /readyz, /asyncapi")] = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535, description="Port of the same; 0 picks a free one")] = 8080
+    tracing: Annotated[
+        bool, Field(description="Send OpenTelemetry spans to the collector of OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `tracing`")
+    ] = False
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least severity logged")] = "info"
     log_format: Annotated[Literal["auto", "json", "console"], Field(description="auto: console on a terminal, else json")] = "auto"
     embedded_redis: Annotated[Path | None, Field(description="Start a Redis of one's own that keeps its data in this directory")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from redis import Redis, RedisCluster
 
 from tests.conftest import StartWorker
-from tests.support import QUICK_CLAIM, Queue, RedisServer, wait_for
+from tests.support import QUICK_CLAIM, Queue, RedisServer, WorkerProcess, command, wait_for
 from worker.embedded_redis import free_port
 
 MASTER = "main"
@@ -52,6 +53,15 @@ def sentinel(servers: list[RedisServer], tmp_path: Path) -> Iterator[RedisServer
     server.kill()
 
 
+def watched(worker: WorkerProcess, url: str, namespace: str) -> int:
+    """How much `top` says was published by the one worker that it shows."""
+    done = command("top", "--once", "--json", "--interval", "0.2", "--metrics", worker.url, redis_url=url, namespace=namespace)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
+    frame = json.loads(done.stdout)
+    assert [one["not_ready"] for one in frame["workers"]] == [[]]
+    return sum(output["total"] for output in frame["outputs"])
+
+
 def test_a_failover_by_sentinel_loses_and_doubles_nothing(
     start_worker: StartWorker, sentinel: RedisServer, servers: list[RedisServer]
 ) -> None:
@@ -69,6 +79,7 @@ def test_a_failover_by_sentinel_loses_and_doubles_nothing(
         wait_for(lambda: later.role()[0] == b"master", "the replica to be the master")
         after.assert_each_once([*ids, after.add("one more")])
         wait_for(worker.ready, "the worker to be ready again")
+        assert watched(worker, url, before.namespace) == 61
         assert worker.stop() == 0
         assert after.consumers() == set()
 
@@ -115,5 +126,6 @@ def test_in_a_cluster_all_keys_lie_on_one_node_and_the_worker_finds_it(
         queue.assert_each_once(ids)
         with Redis.from_url(cluster[number].url) as holder:
             assert {key.decode() for key in cast("Any", holder.keys("*"))} == queue.keys()
+        assert watched(worker, f"redis+cluster://127.0.0.1:{cluster[0].port}", namespace) == 40
         assert worker.stop() == 0
         assert queue.consumers() == set()

@@ -156,7 +156,14 @@ def test_doctor_names_everything_that_is_wrong(tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
-TALKS_TO_REDIS = (("run", "--http-port", "0"), ("send", "hello"), ("tail",), ("dead", "list"), ("dead", "replay", "--all"))
+TALKS_TO_REDIS = (
+    ("run", "--http-port", "0"),
+    ("send", "hello"),
+    ("tail",),
+    ("top", "--once"),
+    ("dead", "list"),
+    ("dead", "replay", "--all"),
+)
 
 
 @pytest.mark.parametrize("arguments", TALKS_TO_REDIS, ids=" ".join)

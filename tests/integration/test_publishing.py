@@ -72,7 +72,7 @@ class Workshop:
             adapter(arguments[5])
             validation, code_ids = arguments[3:5]
             knows_nothing = np.full((len(validation), len(code_ids)), -np.log(len(code_ids)))
-            return sft.TrainingLog([], [], 0, {}, knows_nothing)
+            return sft.TrainingLog([], [], {}, "last", 0, 0.0, 0.0, {}, "none", knows_nothing)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sft, "train_adapter", stand_in_for_training)

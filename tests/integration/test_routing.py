@@ -192,7 +192,10 @@ def test_the_metrics_count_what_happened(start_worker: StartWorker, queue: Queue
     assert metrics['pointsman_dead_total{reason="empty_text"}'] == 2
     assert metrics['pointsman_dead_total{reason="missing_text"}'] == 1
     assert metrics['pointsman_dead_total{reason="invalid_utf8"}'] == 1
-    assert metrics["pointsman_published_total"] == metrics["pointsman_latency_seconds_count"] == 24
+    timed = {name: value for name, value in metrics.items() if name.startswith("pointsman_latency_seconds_count{")}
+    assert metrics["pointsman_published_total"] == sum(timed.values()) == 24
+    assert timed['pointsman_latency_seconds_count{label=""}'] == 4, "dead letters have no label"
+    assert [value for name, value in metrics.items() if name.startswith("pointsman_ready{")] == [1.0] * 5
     assert metrics["pointsman_batch_size_sum"] == 20
     assert metrics['pointsman_stage_seconds_count{stage="wait"}'] == 24
     assert metrics['pointsman_stage_seconds_count{stage="classify"}'] == metrics["pointsman_batch_size_count"]

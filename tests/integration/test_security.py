@@ -142,7 +142,7 @@ def test_a_worker_lacks_no_right_in_all_that_it_does(guarded: Guarded, start_wor
     assert metrics['pointsman_dead_total{reason="missing_text"}'] == 1
     assert metrics["pointsman_held_back"] == metrics["pointsman_failed_total"] == 0
     assert [name for name in metrics if name.startswith("pointsman_delivery_retries_total{")] == []
-    assert {"pointsman_stream_lag", "pointsman_latency_seconds_count"} <= metrics.keys()
+    assert {"pointsman_stream_lag", 'pointsman_latency_seconds_count{label=""}'} <= metrics.keys()
     assert worker.stop() == 0
     assert queue.consumers() == set(), "a worker that stops leaves the group"
 
@@ -196,6 +196,14 @@ REFUSED: dict[str, list[tuple[str, ...]]] = {
         ("DEL", "pointsman:dead"),
         ("XTRIM", "pointsman:queries", "MAXLEN", "0"),
         ("ACL", "LIST"),
+    ],
+    "scaler": [
+        ("XRANGE", "pointsman:queries", "-", "+"),
+        ("XREADGROUP", "GROUP", GROUP, "me", "STREAMS", "pointsman:queries", ">"),
+        ("XADD", "pointsman:queries", "*", "text", "forged"),
+        ("XINFO", "STREAM", "pointsman:queries", "FULL"),
+        ("XLEN", "pointsman:dead"),
+        ("EVAL", "return 1", "0"),
     ],
 }
 REFUSED_BY_7: dict[str, list[tuple[str, ...]]] = {
@@ -258,6 +266,22 @@ def test_producers_and_consumers_can_do_their_work(guarded: Guarded) -> None:
     assert guarded.refusals() == []
 
 
+def test_a_scaler_can_count_what_waits_and_what_is_pending(guarded: Guarded) -> None:
+    """These are the commands of KEDA's scaler for streams."""
+    queries = "pointsman:queries"
+    guarded.admin.xgroup_create(queries, GROUP, id="0", mkstream=True)
+    for number in range(5):
+        guarded.admin.xadd(queries, {"text": f"query {number}"})
+    guarded.admin.xreadgroup(GROUP, "busy", {queries: ">"}, count=2)
+    scaler = Redis.from_url(guarded.url("scaler"))
+    assert cast("Any", scaler.info())["redis_version"].startswith(guarded.version)
+    (group,) = cast("Any", scaler.xinfo_groups(queries))
+    assert group.get("lag") == (3 if guarded.version == "7" else None), "Redis before 7 does not tell the lag"
+    assert cast("Any", scaler.xpending(queries, GROUP))["pending"] == 2
+    assert scaler.xlen(queries) == 5
+    assert guarded.refusals() == []
+
+
 def test_an_operator_can_look_at_dead_letters_replay_and_purge_them_and_follow_what_arrives(guarded: Guarded) -> None:
     queue = Queue(guarded.admin, "pointsman")
     login: dict[str, Any] = {"redis_url": guarded.url("operator"), "namespace": "pointsman"}
@@ -278,6 +302,9 @@ def test_an_operator_can_look_at_dead_letters_replay_and_purge_them_and_follow_w
     assert rows("dead", "purge", "--older-than", "1d") == [{"purged": 1}]
     assert [row["stream"] for row in rows("tail", "--from-start", "--count", "1")] == [queue.streams.topic("pool")]
     assert [row["stream"] for row in rows("send", "one more")] == [queue.streams.queries]
+    guarded.admin.xgroup_create(queue.streams.queries, GROUP, id="0")
+    queue.redis.xadd(queue.streams.dead, {"text": "dead", "pointsman.reason": "poison"})
+    assert [(row["group_exists"], row["dead_reasons"]) for row in rows("top", "--once", "--interval", "0.2")] == [(True, {"poison": 1})]
     assert guarded.refusals() == []
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 from fractions import Fraction
 from statistics import mean
-from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.parts import StandIn
+from tests.unit.parts import a_card
 from trainer.dataset import Example
 from trainer.evaluate import CURVE_POINTS, FALSE_ALARM_PERCENT, detect_out_of_scope, evaluate, macro_f1, risk_coverage
 from trainer.thresholds import least_precision
-from worker.classifier import Classifier, Decision
+from worker.classifier import Decision
 from worker.classifier.calibration import expected_calibration_error, reliability
 
 LABELS = ("pool", "car", "other")
@@ -137,7 +136,7 @@ def test_what_is_routed_is_counted_by_label_and_in_all_with_exact_bounds() -> No
     ]  # fmt: skip
     made = [Decision(label, sure, {label: sure}, 5, False) for _, label, sure in table]
     examples = [Example(f"query {number}", right) for number, (right, _, _) in enumerate(table)]
-    found = evaluate(cast("Classifier", StandIn(lambda _: made)), examples, made)
+    found = evaluate(a_card(), examples, made)
     bound = {"precision": 0.9, "least_precision": pytest.approx(least_precision(9, 10, 0.95))}
     assert found.routing == [
         {"label": None, "threshold": None, "answers": 13, "routed": 10, "coverage": 10 / 13} | bound,

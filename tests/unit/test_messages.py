@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.parts import a_decision
 from worker.errors import Reject
-from worker.messages import MAX_FIELDS, Entry, dead_fields, parse, revived_fields, routed_fields
+from worker.messages import MAX_FIELDS, Entry, dead_fields, parse, revived_fields, routed_fields, sampled_trace
 
 LIMIT = 1000
 visible_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100).filter(str.strip)
@@ -179,3 +179,29 @@ def test_too_many_fields_are_packed_into_one_and_come_back() -> None:
     letter = dead_fields(entry(fields), Reject("too_many_fields", "many"))
     assert len(letter) == 5
     assert revived_fields(letter) == fields
+
+
+TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize("flags", [b"01", b"03", b"ff"])
+def test_a_kept_trace_is_recognised_by_its_traceparent(flags: bytes) -> None:
+    assert sampled_trace({b"traceparent": b"00-" + TRACE + b"-00f067aa0ba902b7-" + flags}) == TRACE.decode()
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        b"",
+        b"00-" + TRACE + b"-00f067aa0ba902b7-00",
+        b"ff-" + TRACE + b"-00f067aa0ba902b7-01",
+        b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01",
+        b"00-" + TRACE + b"-" + b"0" * 16 + b"-01",
+        b"00-" + TRACE.upper() + b"-00f067aa0ba902b7-01",
+        b"00-" + TRACE + b"-00f067aa0ba902b7-01\n",
+        b'00-"} 1\n# evil-00f067aa0ba902b7-01',
+    ],
+)
+def test_any_other_traceparent_is_no_trace_to_show(traceparent: bytes) -> None:
+    assert sampled_trace({b"traceparent": traceparent}) is None
+    assert sampled_trace({}) is None

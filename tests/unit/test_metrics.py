@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from tests.unit.parts import a_card, a_decision
-from worker.metrics import Metrics
+from worker.errors import RejectReason
+from worker.metrics import Metrics, all_series
 
 
 @pytest.fixture
@@ -54,12 +56,54 @@ def test_what_redis_does_not_take_is_counted_by_reason_and_held_back(metrics: Me
     assert value(metrics, "held_back") == 7
 
 
-def test_a_delivery_counts_as_published_and_gives_its_latency(metrics: Metrics) -> None:
-    metrics.delivered(0.04)
-    assert value(metrics, "published_total") == 1
-    assert value(metrics, "latency_seconds_sum") == pytest.approx(0.04)
-    assert value(metrics, "latency_seconds_bucket", le="0.03") == 0
-    assert value(metrics, "latency_seconds_bucket", le="0.05") == 1
+def test_a_delivery_counts_as_published_and_gives_its_latency_by_label(metrics: Metrics) -> None:
+    metrics.delivered(0.04, "pool")
+    metrics.delivered(7.0, "")
+    assert value(metrics, "published_total") == 2
+    assert value(metrics, "latency_seconds_sum", label="pool") == pytest.approx(0.04)
+    assert value(metrics, "latency_seconds_bucket", label="pool", le="0.03") == 0
+    assert value(metrics, "latency_seconds_bucket", label="pool", le="0.05") == 1
+    assert value(metrics, "latency_seconds_count", label="") == 1
+
+
+def test_each_check_of_readiness_is_shown_as_it_is_at_the_scrape(metrics: Metrics) -> None:
+    checks = {"redis": True, "inference": True}
+    metrics.readiness(lambda: checks)
+    assert (value(metrics, "ready", check="redis"), value(metrics, "ready", check="inference")) == (1, 1)
+    checks["redis"] = False
+    assert (value(metrics, "ready", check="redis"), value(metrics, "ready", check="inference")) == (0, 1)
+
+
+def test_every_reason_of_dead_letters_is_there_before_the_first(metrics: Metrics) -> None:
+    assert {reason: value(metrics, "dead_total", reason=reason) for reason in get_args(RejectReason)} == dict.fromkeys(
+        get_args(RejectReason), 0
+    )
+
+
+def test_the_list_of_series_is_what_prometheus_gets(metrics: Metrics) -> None:
+    metrics.decided(a_decision("pool", 0.93), "routed")
+    metrics.delivered(0.04, "pool")
+    metrics.delivery_failed("OOM")
+    metrics.stage("classify", 0.5)
+    metrics.readiness(lambda: {"redis": True})
+    metrics.model(a_card(), "BF16")
+    metrics.worker("pointsman:queries", "routers", "one")
+    own = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
+    shown = {
+        sample.name: set(sample.labels) - {"le"} for family in own for sample in family.samples if not sample.name.endswith("_created")
+    }
+    listed = {name: set(series.labels) for series in all_series() for name in series.samples}
+    listed["pointsman_worker_info"] |= {"stream", "group", "consumer"}
+    listed["pointsman_model_info"] |= {"name", "version", "base", "format"}
+    assert shown == listed
+
+
+def test_a_delivery_of_a_known_trace_is_the_exemplar_of_its_bucket(metrics: Metrics) -> None:
+    metrics.delivered(0.04, "pool", "4bf92f3577b34da6a3ce929d0e0e4736")
+    metrics.delivered(0.3, "pool")
+    (family,) = [family for family in metrics.registry.collect() if family.name == "pointsman_latency_seconds"]
+    shown = {sample.labels["le"]: sample.exemplar.labels for sample in family.samples if sample.exemplar is not None}
+    assert shown == {"0.05": {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}}
 
 
 def test_reclaimed_batches_and_stages_are_summed(metrics: Metrics) -> None:

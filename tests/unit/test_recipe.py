@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from trainer.dataset import load_examples
-from trainer.recipe import Base, RecipeError, load_recipe, with_labels_of
+from trainer.recipe import RecipeError, load_recipe, with_labels_of
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
@@ -61,6 +61,11 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"validation": "held.json"}, "split.validation: must be 0, since validation names a file"),
         ({"split": {"seed": 1, "validation": 0}}, "split.validation: may be 0 only where"),
         ({"data": "hf:banking77"}, "data: Value error, hf:banking77 names no data set of the Hugging Face hub: write hf:OWNER/NAME"),
+        ({"prompt": {"prefix": "", "suffix": "<think>\n"}}, "prompt: Value error, the prompt opens a <think> block and does not close it"),
+        ({"base": {"name": "b", "licence": "MIT"}}, "base: Value error, name either package and file, or source"),
+        ({"base": {"name": "b", "licence": "MIT", "package": "p"}}, "base: Value error, name either package and file, or source"),
+        ({"base": {"name": "b", "licence": "MIT", "source": "hf:b"}}, "base.source: Value error, hf:b names no model"),
+        ({"base": {"name": "b", "licence": "MIT", "source": "hf:a/b:c.bin"}}, "base.source: Value error, c.bin is no GGUF"),
         ({"train_only": "hf:a/b:"}, "train_only.0: Value error, hf:a/b: names no data set"),
     ],
 )
@@ -85,20 +90,6 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, wha
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "none.yaml" in complaint(tmp_path / "none.yaml")
-
-
-def test_a_base_whose_package_is_not_installed_says_what_to_do() -> None:
-    with pytest.raises(RecipeError, match="'no_such_package' is not installed: run `make setup`"):
-        Base(name="b", licence="MIT", package="no_such_package", file="f").path()
-
-
-def test_a_base_whose_package_lacks_the_file_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"carries no file 'f\.gguf'"):
-        Base(name="b", licence="MIT", package="yaml", file="f.gguf").path()
-
-
-def test_a_base_lies_in_its_package() -> None:
-    assert Base(name="b", licence="MIT", package="yaml", file="__init__.py").path() == Path(yaml.__file__)
 
 
 def test_a_model_without_a_name_is_named_after_its_output(tmp_path: Path) -> None:
@@ -131,6 +122,14 @@ def test_train_only_names_one_file_or_several(tmp_path: Path, value: object, fil
     assert load_recipe(written(tmp_path, train_only=value)).train_only == tuple(map(Path, files))
 
 
+def test_a_model_to_start_from_takes_the_short_schedule(tmp_path: Path) -> None:
+    training, continuing = {"epochs": 7, "learning_rate": 0.1, "lora_rank": 8}, {"learning_rate": 0.01}
+    recipe = load_recipe(written(tmp_path, training=training, continuing=continuing))
+    assert recipe.schedule() == recipe.training
+    onward = load_recipe(tmp_path / "recipe.yaml", {"start_from": Path("models/mine")}).schedule()
+    assert (onward.epochs, onward.learning_rate, onward.lora_rank) == (1, 0.01, 8)
+
+
 def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, labels={}, out_of_scope="else"))
     assert list(with_labels_of(recipe, ["pool", "else", "car", "pool"]).labels) == ["car", "else", "pool"]
@@ -144,6 +143,7 @@ def test_labels_that_a_recipe_lists_are_kept(tmp_path: Path) -> None:
     assert set(with_labels_of(load_recipe(written(tmp_path)), ["boat"]).labels) == {"pool", "car"}
 
 
-def test_the_household_recipe_has_exactly_the_labels_of_its_data() -> None:
-    recipe = load_recipe(ROOT / "trainer/recipes/household-smollm2.yaml")
+@pytest.mark.parametrize("name", ["household-smollm2", "household-qwen3-0.6b"])
+def test_a_household_recipe_has_exactly_the_labels_of_its_data(name: str) -> None:
+    recipe = load_recipe(ROOT / f"trainer/recipes/{name}.yaml")
     assert set(recipe.labels) == {example.label for example in load_examples(ROOT / recipe.data)}

@@ -75,14 +75,8 @@ class Classifier:
         queries = [self.encode(text) for text in texts]
         if not queries:
             return []
-        table = probabilities(self.log_probabilities(queries), self.card.calibration.temperature)
-        names = self.card.labels.names
-        decisions = []
-        for query, row in zip(queries, table.tolist(), strict=True):
-            best = max(range(len(names)), key=row.__getitem__)
-            distribution = dict(zip(names, row, strict=True))
-            decisions.append(Decision(names[best], row[best], distribution, len(query.ids), query.truncated))
-        return decisions
+        scores = self.log_probabilities(queries)
+        return decide(self.card, scores, [len(query.ids) for query in queries], [query.truncated for query in queries])
 
     def encode(self, text: str) -> QueryTokens:
         """Token ids of a query as the engine computes them; control tokens in it stay plain text."""
@@ -124,3 +118,13 @@ class Classifier:
 
     def _tokenize_text(self, text: str) -> list[int]:
         return self._model.tokenize(text, parse_special=False)
+
+
+def decide(card: ModelCard, log_probabilities: Floats, tokens: Sequence[int], truncated: Sequence[bool]) -> list[Decision]:
+    """Decisions by what the model answered: its uncalibrated log-probabilities, shape (queries, labels), and each query's length."""
+    names = card.labels.names
+    decisions = []
+    for row, length, cut in zip(probabilities(log_probabilities, card.calibration.temperature).tolist(), tokens, truncated, strict=True):
+        best = max(range(len(names)), key=row.__getitem__)
+        decisions.append(Decision(names[best], row[best], dict(zip(names, row, strict=True)), length, cut))
+    return decisions

@@ -1,0 +1,146 @@
+"""Whole runs of a tiny base on real data: what is chosen, a run that is killed and goes on, and training that goes on from a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tests.integration import tiny
+from tests.support import DATA, ROOT, environment, wait_for
+from trainer import answers, build, publish, sft
+from trainer.cli import app
+from trainer.pipeline import TRAINED_FILE
+from trainer.terminal import REFUSED
+
+LABELS = ("car", "cooking", "fence", "pool")
+TRAINING = {
+    "epochs": 3, "batch_size": 8, "learning_rate": 0.01, "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "token_dropout": 0.1,
+    "evaluations_per_epoch": 2, "patience": 0,
+}  # fmt: skip
+UNREACHABLE = {"gate": {"least_accuracy": 1.0}}
+
+
+class Workshop:
+    """A recipe for the tiny base."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        base = tiny.write_package(directory)
+        rows = [row for row in json.loads(DATA.read_text(encoding="utf-8")) if row["output"] in LABELS]
+        data = directory / "data.json"
+        data.write_text(json.dumps(random.Random(1).sample(rows, 300)))
+        self.recipe: dict[str, Any] = {
+            "name": "tiny", "base": base, "data": str(data), "prompt": {"prefix": "<|im_start|>", "suffix": " Topic"},
+            "split": {"seed": 1}, "training": TRAINING,
+        }  # fmt: skip
+
+    def arguments(self, output: str, *more: str, **changes: Any) -> list[str]:
+        """Of `run`, with a recipe file for this output."""
+        recipe = self.directory / f"{output}.yaml"
+        recipe.write_text(yaml.safe_dump(self.recipe | {"output": str(self.directory / output)} | changes))
+        return ["run", str(recipe), *more]
+
+    def run(self, output: str, *more: str, **changes: Any) -> Result:
+        return CliRunner().invoke(app, self.arguments(output, *more, **changes), catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    made = Workshop(tmp_path_factory.mktemp("workshop"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(made.directory)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trained(workshop: Workshop) -> Path:
+    """The directory of a run that nothing disturbed, and that the gate refused, so that all of it is still there."""
+    done = workshop.run("whole", **UNREACHABLE)
+    assert done.exit_code == REFUSED, done.output
+    return workshop.directory / "whole" / publish.CANDIDATE
+
+
+def test_the_weights_with_the_least_loss_on_validation_are_taken(trained: Path) -> None:
+    training = build.read_metadata(trained)["training"]
+    weights, losses = training["weights"], dict(training["eval_losses"])
+    assert len(losses) == len(training["eval_accuracies"]) == 6
+    assert training["steps"] == max(losses)
+    assert weights["candidates"]["best"]["loss"] == pytest.approx(min(losses.values()), abs=1e-4)
+    assert weights["candidates"]["last"]["step"] == training["steps"]
+    assert weights["candidates"][weights["taken"]]["loss"] == min(each["loss"] for each in weights["candidates"].values())
+    assert set(weights["candidates"]) == {"last", "best", "averaged"}
+
+
+def test_a_run_says_what_it_took_and_leaves_a_report(trained: Path) -> None:
+    training = build.read_metadata(trained)["training"]
+    assert 0.2 < training["peak_memory_gb"] < 8
+    assert training["minutes"] > 0
+    assert training["precision"] in ("bfloat16", "float32")
+    assert f"{training['peak_memory_gb']} GB" in (trained / "card.md").read_text()
+    assert training["weights"]["taken"] in (trained / "report.html").read_text()
+    assert json.loads((trained / "report.json").read_text())["version"] == training["version"]
+
+
+def test_a_killed_run_goes_on_where_it_was_and_leads_to_the_same_adapter(workshop: Workshop, trained: Path) -> None:
+    arguments = workshop.arguments("killed", **UNREACHABLE)
+    directory = workshop.directory / "killed" / publish.CANDIDATE
+    env = environment() | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(workshop.directory)))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *arguments], env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: any(path.name.isdigit() for path in (directory / "checkpoints").iterdir()), "a checkpoint", timeout_s=500)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (directory / TRAINED_FILE).exists(), "killed in mid-training"
+
+    done = workshop.run("killed", **UNREACHABLE)
+    assert done.exit_code == REFUSED, done.output
+    found = re.search(r"resumed   at step (\d+)", done.output)
+    assert found is not None, done.output
+    assert 0 < int(found[1]) < build.read_metadata(directory)["training"]["steps"]
+    assert (directory / build.ADAPTER_FILE).read_bytes() == (trained / build.ADAPTER_FILE).read_bytes()
+    for same in ("eval_losses", "eval_accuracies", "weights"):
+        assert build.read_metadata(directory)["training"][same] == build.read_metadata(trained)["training"][same], same
+
+
+def test_what_a_run_has_finished_is_not_done_again(workshop: Workshop, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_be_called(*_: Any) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr(sft, "train_adapter", must_not_be_called)
+    monkeypatch.setattr(answers, "_answers", must_not_be_called)
+    done = workshop.run("whole", "--force", gate={"least_accuracy": 1.0, "least_agreement": 0.5})
+    assert done.exit_code == 0, done.output
+    assert "trained   already" in done.output
+    model = workshop.directory / "whole"
+    assert not trained.exists(), "what was published is cleaned"
+    assert {"report.html", "card.md", "report.json", build.ADAPTER_FILE, build.METADATA_FILE} <= {path.name for path in model.iterdir()}
+
+
+def test_training_that_goes_on_from_a_model_begins_with_its_loss(workshop: Workshop) -> None:
+    model = workshop.directory / "whole"
+    if not (model / build.METADATA_FILE).exists():
+        assert workshop.run("whole", "--force").exit_code == 0
+    before = build.read_metadata(model)["training"]
+    done = workshop.run("onward", "--from", str(model), continuing={"examples": 64})
+    assert done.exit_code == 0, done.output
+    after = build.read_metadata(workshop.directory / "onward")["training"]
+    assert after["continues"] == before["version"]
+    assert after["data_rows"]["train"] == 64
+    assert after["recipe"]["training"]["learning_rate"] == 2e-4
+    step, loss = after["eval_losses"][0]
+    assert step == 0
+    assert loss == pytest.approx(before["weights"]["candidates"][before["weights"]["taken"]]["loss"], abs=2e-3)

@@ -1,0 +1,63 @@
+"""How far a run is, off a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from trainer import terminal
+
+
+class HandClock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    made = HandClock()
+    monkeypatch.setattr(terminal, "_clock", made)
+    return made
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    text = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=text, width=120))
+    return text
+
+
+def test_quick_steps_say_nothing(clock: HandClock, lines: io.StringIO) -> None:
+    with terminal.steps() as tell:
+        for done in range(11):
+            clock.now += 0.4
+            tell("building", done, 10)
+    assert lines.getvalue().strip() == ""
+
+
+def test_a_slow_step_says_how_far_it_is_at_each_tenth(clock: HandClock, lines: io.StringIO) -> None:
+    with terminal.steps() as tell:
+        for done in range(1, 21):
+            clock.now += 6
+            tell(f"training, loss {1 / done:.3f}", done, 20)
+    said = [line.split(", ")[-1] for line in lines.getvalue().splitlines() if line.strip()]
+    assert said == [f"{done} of 20" for done in range(2, 21, 2)]
+
+
+def test_a_very_slow_step_is_heard_of_every_thirty_seconds(clock: HandClock, lines: io.StringIO) -> None:
+    with terminal.steps() as tell:
+        for done in range(9):
+            clock.now += 11
+            tell("classifying", done, 1000)
+    assert [line.split(", ")[-1] for line in lines.getvalue().splitlines() if line.strip()] == ["2 of 1000", "5 of 1000", "8 of 1000"]
+
+
+def test_a_step_of_unknown_length_is_named_when_it_begins(clock: HandClock, lines: io.StringIO) -> None:
+    with terminal.steps() as tell:
+        tell("splitting", 0, None)
+        tell("loading torch", 0, None)
+    assert [line.strip() for line in lines.getvalue().splitlines() if line.strip()] == ["splitting", "loading torch"]

@@ -1,0 +1,57 @@
+"""The examples that a recipe names, by the part that they have in a run: trained on, chosen and calibrated by, measured with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer import dataset
+from trainer.dataset import Example, Part
+from trainer.recipe import Recipe, with_labels_of
+
+
+def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = None) -> tuple[Recipe, dict[Part, list[Example]]]:
+    """All examples of the recipe's files by part, and the recipe with the labels that they have.
+
+    Args:
+        start_version: of the model that training goes on from; then so many are trained on as the recipe's `continuing` says.
+
+    Raises:
+        DataError: a file cannot be used.
+        RecipeError: the labels of the data do not fit the recipe.
+    """
+    examples = dataset.load_examples(recipe.data)
+    recipe = with_labels_of(recipe, (example.label for example in examples))
+    dataset.check_labels(examples, recipe.labels)
+    parts = dataset.split(examples, **recipe.split.model_dump())
+    files: dict[Part, Path | None] = {"validation": recipe.validation, "test": recipe.test}
+    for part, path in files.items():
+        if path is not None:
+            parts[part] = dataset.load_examples(path)
+            dataset.check_labels(parts[part], recipe.labels)
+    learnt = [parts["train"], *(_train_only(recipe, path, parts, say) for path in recipe.train_only)]
+    if start_version is not None:
+        parts["train"] = fair_share(learnt, recipe.continuing.examples, f"{recipe.training.seed}:{start_version}")
+    else:
+        parts["train"] = [example for file in learnt for example in file]
+    return recipe, parts
+
+
+def fair_share(files: Sequence[Sequence[Example]], room: int, seed: str) -> list[Example]:
+    """At most `room` examples: small files whole, of larger ones as many of each, by lot."""
+    taken: list[Example] = []
+    for place, examples in enumerate(sorted(files, key=len)):
+        share = (room - len(taken)) // (len(files) - place)
+        taken += examples if len(examples) <= share else random.Random(seed).sample(examples, share)
+    return taken
+
+
+def _train_only(recipe: Recipe, path: Path, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> list[Example]:
+    """Further examples for training; none that is nearly in the validation or test part."""
+    found = dataset.load_examples(path)
+    dataset.check_labels(found, recipe.labels)
+    kept = dataset.without_copies(found, parts["validation"] + parts["test"])
+    if len(kept) < len(found):
+        say(f"data      {len(found) - len(kept)} examples of {path} left out: near-duplicates of held-out ones")
+    return kept

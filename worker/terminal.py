@@ -1,0 +1,38 @@
+"""What the commands share: the terminal, options that mean the same everywhere, standard input and one client of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from worker.errors import REDIS_ERRORS, Fatal
+
+out, err = Console(), Console(stderr=True)
+
+Model = Annotated[Path | None, typer.Option(help="The Pointsman GGUF (POINTSMAN_MODEL).", show_default=False)]
+RedisUrl = Annotated[str | None, typer.Option(help="Redis (POINTSMAN_REDIS_URL).", show_default=False)]
+Namespace = Annotated[str | None, typer.Option(help="Prefix of all streams (POINTSMAN_NAMESPACE).", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines.")]
+Texts = Annotated[list[str] | None, typer.Argument(help="Queries; lines of standard input if none.", show_default=False)]
+
+
+def stdin_lines() -> Iterator[str]:
+    """The lines of standard input that hold anything."""
+    if sys.stdin.isatty():
+        err.print("one query a line, Ctrl-D ends")
+    raw: Iterable[bytes] = sys.stdin.buffer
+    return (text for line in raw if (text := line.decode("utf-8", errors="replace").rstrip("\r\n")).strip())
+
+
+def run_with_redis(work: Coroutine[Any, Any, None]) -> None:
+    """Run to its end; what Redis refuses meanwhile becomes one clear line."""
+    try:
+        asyncio.run(work)
+    except REDIS_ERRORS as error:
+        raise Fatal(f"Redis: {error}") from error
