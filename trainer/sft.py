@@ -96,7 +96,7 @@ def train_adapter(
 ) -> TrainingLog:
     """Fine-tune on `train` and write the adapter to `output` (GGUF). Of several processes only the first writes.
 
-    Goes on from the newest checkpoint in the directory `checkpoints` beside `output`, if there is one.
+    One process alone goes on from the newest checkpoint in the directory `checkpoints` beside `output`, if there is one.
 
     Args:
         start: the adapter to begin with, instead of one that changes nothing.
@@ -152,7 +152,7 @@ def train_adapter(
         weights = adapter.peft_weights(start, trainer.model.config)
         set_peft_model_state_dict(trainer.model, {name: torch.from_numpy(factor) for name, factor in weights.items()})
 
-    checkpoint = checkpoints.newest(directory)
+    checkpoint = checkpoints.newest(directory) if processes.count() == 1 else None
     if checkpoint is not None:
         watch.recall(checkpoint)
         say(f"resumed   at step {checkpoint.name}, from {checkpoint}")
@@ -243,7 +243,7 @@ class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _save_checkpoint(self, *_: Any) -> None:
-        if not processes.is_first():
+        if processes.count() > 1:
             return
         with checkpoints.writing(self._watch.directory, self.state.global_step) as partial:
             self.model.save_pretrained(partial, save_embedding_layers=False)

@@ -32,7 +32,7 @@ def read(recipe: Recipe) -> Start:
     assert directory is not None
     metadata = build.read_metadata(directory)
     publish.mend(directory)
-    if Base.recorded_in(metadata["training"]) != recipe.base or metadata["prompt"] != recipe.prompt.model_dump():
+    if Base.recorded_in(metadata["training"]).record() != recipe.base.record() or metadata["prompt"] != recipe.prompt.model_dump():
         raise RecipeError(f"the model in {directory} has another base or prompt than the recipe, so training cannot go on from it")
     adapter = build.read_adapter(directory / build.ADAPTER_FILE)
     _check(adapter, recipe.training)

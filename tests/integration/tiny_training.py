@@ -29,7 +29,7 @@ NO_GGUF = Path("no.gguf")
 def examples(count: int) -> list[sft.TokenExample]:
     """Byte tokens: the code depends on the first of them."""
     rest = [[40 + (row * step) % 20 for step in range(3 + row % 5)] for row in range(count)]
-    return [sft.TokenExample([10 + row % 4, *rest[row]], CODES[row % 4]) for row in range(count)]
+    return [sft.TokenExample([10 + row % 4, *rest[row]], [CODES[row % 4]]) for row in range(count)]
 
 
 def stand_in_for_a_gpu() -> None:
@@ -51,18 +51,20 @@ def main(checkpoint: Path, output: Path) -> None:
     recipe = load_recipe(RECIPE).model_copy(
         update={
             "base": Base(name="tiny", licence="none", source=str(checkpoint)),
-            "training": Training(epochs=6, batch_size=8, learning_rate=1e-2, lora_dropout=0.0, token_dropout=0.2),
+            "training": Training(epochs=6, batch_size=8, learning_rate=1e-2, lora_dropout=0.0, token_dropout=0.2, patience=0),
         }
     )
     if pretrained.uses_unsloth():
         stand_in_for_a_gpu()
     hidden_tokens_count = sees_hidden_tokens(recipe)
-    log = sft.train_adapter(recipe, NO_GGUF, examples(32), examples(16), CODES, output / "adapter.gguf", lambda *_: None)
+    log = sft.train_adapter(
+        recipe, NO_GGUF, examples(32), examples(16), [[code] for code in CODES], output / "adapter.gguf", lambda *_: None
+    )
     told = {
         "unsloth": "unsloth" in sys.modules,
         "sees_hidden_tokens": hidden_tokens_count,
         "steps": log.steps,
-        "losses": [loss for _, loss in log.eval_losses],
+        "losses": [evaluation.loss for evaluation in log.evaluations],
         "answers": log.validation_log_probabilities.tolist(),
     }
     (output / f"told-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))

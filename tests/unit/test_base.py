@@ -144,6 +144,7 @@ def test_a_checkpoint_of_the_hub_is_converted_and_recorded_by_its_commit(offline
     recorded = base.record()
     assert recorded == {"base": "b", "base_licence": "MIT", "base_source": f"hf:Owner/tiny@{COMMIT}"}
     assert Base.recorded_in(recorded).path() == base.path()
+    assert Base.recorded_in(recorded).record() == recorded
 
 
 def test_a_gguf_of_the_hub_is_recorded_by_its_commit(offline_hub: Path) -> None:
