@@ -1,7 +1,7 @@
 # The commands of this project. From a bare clone: `make demo`, `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo run test lint chaos fuzz clean
+.PHONY: help setup model demo run test lint image image-trainer image-cuda sbom chaos fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,7 +15,7 @@ ENTRIES ?= 100000
 CHAOS_MODEL ?= null
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/all  ## the virtual environment .venv with everything (the others call what they need of it)
 
@@ -62,6 +62,21 @@ lint: .venv/all
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/hadolint --config deploy/docker/hadolint.yaml deploy/docker/Dockerfile deploy/docker/cuda.Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+image:  ## the worker's image, pointsman-worker:dev (DOCKER_BUILD="..." for further options of `docker build`)
+	docker build $(DOCKER_BUILD) --file deploy/docker/Dockerfile --target worker --tag pointsman-worker:dev .
+
+image-trainer:  ## the trainer's image, pointsman-trainer:dev
+	docker build $(DOCKER_BUILD) --file deploy/docker/Dockerfile --target trainer --tag pointsman-trainer:dev .
+
+image-cuda:  ## the worker's image for NVIDIA GPUs, pointsman-worker-cuda:dev
+	docker build $(DOCKER_BUILD) --file deploy/docker/cuda.Dockerfile --tag pointsman-worker-cuda:dev .
+
+sbom: image  ## the Python packages in the worker's image, CycloneDX: build/pointsman-worker.cdx.json
+	@mkdir -p build
+	docker run --rm --entrypoint cat pointsman-worker:dev /opt/pointsman/sbom.cdx.json > build/pointsman-worker.cdx.json
 
 chaos: .venv/all $(MODEL).gguf  ## kill workers and Redis under load and count what comes out (MESSAGES= KILLS= SEED= CHAOS_MODEL=real)
 	@$(BIN)/python -m tests.faults.chaos --messages $(MESSAGES) --kills $(KILLS) --seed $(SEED) --model $(CHAOS_MODEL) $(CHAOS_OPTIONS)

@@ -66,7 +66,10 @@ async def serve(
     Raises:
         ModelFileError, EngineError: the model cannot be used.
         Fatal: Redis does not let the worker in, the HTTP port is taken, or a part failed for good.
+        SystemExit: with code 0, SIGTERM came before the worker was in the group.
     """
+    # The first process of a container does not get a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     worker = Worker(settings, open_model)
     with _bind(settings) as http_socket:
         await worker.check_redis()

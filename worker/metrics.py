@@ -167,7 +167,7 @@ def all_series() -> list[Series]:
     """What a worker shows, in the order of this file; without prometheus-client's own `process_*`."""
     endings = {"counter": "_total", "info": "_info"}
     return [
-        Series(found._name + endings.get(str(found._type), ""), str(found._type), tuple(found._labelnames), found._documentation)
+        Series(found._name + endings.get(kind, ""), kind, tuple(found._labelnames), found._documentation)
         for found in vars(Metrics()).values()
-        if isinstance(found, MetricWrapperBase)
+        if isinstance(found, MetricWrapperBase) and (kind := found._type)
     ]

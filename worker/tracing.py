@@ -65,23 +65,15 @@ class Tracing:
         Returns the same, each with the trace context that its reader goes on with. Dead letters keep that of their producer.
         """
         decided, clock = time.time_ns(), time.perf_counter()
-        taken_ns = decided - int((clock - taken_up) * 1e9)
-        routes = {}
-        for entry, read in batch:
-            routes[entry.id] = self._route(entry, min(decided - int((clock - read) * 1e9), taken_ns), taken_ns)
+
+        def at(moment: float) -> int:
+            return decided - int((clock - moment) * 1e9)
+
+        routes = {entry.id: self._route(entry, at(read), at(taken_up)) for entry, read in batch}
         carried = []
         for one in outgoing:
             route = routes.pop(one.entry.id)
-            inside = set_span_in_context(route, Context())
-            if REASON_FIELD in one.fields:
-                route.set_status(Status(StatusCode.ERROR, "dead"))
-                route.set_attribute("error.type", one.fields[REASON_FIELD].decode())
-            else:
-                classify = self._tracer.start_span("classify", inside, start_time=taken_ns, attributes=_decision(one.fields))
-                classify.set_attribute("pointsman.batch_size", len(batch))
-                classify.end(decided)
-            attributes = {"messaging.system": "redis", "messaging.operation.type": "send", "messaging.destination.name": one.stream}
-            deliver = self._tracer.start_span(f"deliver {one.stream}", inside, SpanKind.PRODUCER, attributes, start_time=decided)
+            deliver = self._way(one, route, len(batch), at(taken_up), decided) if route.is_recording() else route
             self._open[one.entry.id] = (route, deliver)
             carried.append(one if REASON_FIELD in one.fields else _carrying(one, deliver))
         for route in routes.values():
@@ -116,9 +108,22 @@ class Tracing:
         parent = _W3C.extract(trace_context(entry), Context())
         attributes = self._common | {"messaging.operation.type": "process", "messaging.message.id": entry.id}
         route = self._tracer.start_span(self._name, parent, SpanKind.CONSUMER, attributes, start_time=read_ns)
-        route.set_attribute("pointsman.deliveries", entry.deliveries)
-        self._tracer.start_span("read", set_span_in_context(route, Context()), start_time=read_ns).end(taken_ns)
+        if route.is_recording():
+            route.set_attribute("pointsman.deliveries", entry.deliveries)
+            self._tracer.start_span("read", set_span_in_context(route, Context()), start_time=read_ns).end(taken_ns)
         return route
+
+    def _way(self, outgoing: Outgoing, route: Span, batch_size: int, taken_ns: int, decided_ns: int) -> Span:
+        """How it was decided, and the span of its delivery, which begins."""
+        inside = set_span_in_context(route, Context())
+        if REASON_FIELD in outgoing.fields:
+            route.set_status(Status(StatusCode.ERROR, "dead"))
+            route.set_attribute("error.type", outgoing.fields[REASON_FIELD].decode())
+        else:
+            attributes = _decision(outgoing.fields) | {"pointsman.batch_size": batch_size}
+            self._tracer.start_span("classify", inside, attributes=attributes, start_time=taken_ns).end(decided_ns)
+        sending = {"messaging.system": "redis", "messaging.operation.type": "send", "messaging.destination.name": outgoing.stream}
+        return self._tracer.start_span(f"deliver {outgoing.stream}", inside, SpanKind.PRODUCER, sending, start_time=decided_ns)
 
 
 def to_collector(streams: Streams, group: str, consumer: str) -> Tracing:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
@@ -121,6 +123,14 @@ def test_a_stopped_worker_exits_0_and_the_next_has_at_once_what_it_left(start_wo
     second = start_worker(wait=False, **ONLY_RELEASED)
     queue.assert_each_once(ids)
     assert second.stop() == 0
+
+
+def test_a_worker_that_is_stopped_while_it_opens_its_model_exits_0(start_worker: StartWorker, tmp_path: Path) -> None:
+    model = tmp_path / "slow.gguf"
+    os.mkfifo(model)
+    worker = start_worker(wait=False, model=model)
+    with model.open("wb"):  # returns once the worker has it open, too, and waits for its first bytes
+        assert worker.stop() == 0
 
 
 def test_entries_that_a_stopping_worker_cannot_finish_are_released(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:

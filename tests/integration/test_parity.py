@@ -33,7 +33,7 @@ def test_what_a_few_steps_of_training_lead_to_answers_alike_as_a_gguf(tmp_path: 
     base = recipe.base.path()
     examples = dataset.load_examples(DATA)[:48]
     vocabulary = load(base, vocab_only=True)
-    codes, answer_ids = pipeline._answers(recipe, vocabulary)
+    codes, answer_ids = pipeline._answers(recipe, vocabulary, None)
     tokens = pipeline._tokens(recipe, vocabulary, answer_ids, examples)
     vocabulary.close()
     adapter = tmp_path / build.ADAPTER_FILE

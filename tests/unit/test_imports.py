@@ -17,7 +17,7 @@ FORBIDDEN = {
     "imports in the worker run one way": ("worker/routing.py", "import worker.pipeline"),
     "the parts of the pipeline know nothing of settings, health and logs": ("worker/delivery.py", "import worker.settings"),
     "the worker never imports the trainer or torch": ("worker/app.py", "import torch"),
-    "llama_cpp is imported in engine, model_file and formats alone": ("worker/classifier/prompt.py", "import llama_cpp"),
+    "llama_cpp is imported in engine, model_file, formats and kernels alone": ("worker/classifier/prompt.py", "import llama_cpp"),
     "FastStream is imported in app and connection alone": ("worker/pipeline.py", "import faststream"),
     "OpenTelemetry is imported in tracing alone": ("worker/pipeline.py", "import opentelemetry"),
     "the trainer uses nothing of the worker but its classifier": ("trainer/dataset.py", "import worker.errors"),

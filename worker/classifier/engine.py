@@ -22,7 +22,8 @@ from worker.classifier.batch import PAD, Ints, Plan, plan, shared_with_previous,
 from worker.classifier.calibration import Floats
 from worker.classifier.cores import available_cores
 from worker.classifier.grammar import END, Trie, build_trie
-from worker.classifier.model_file import LoadedModel
+from worker.classifier.kernels import cpu_kernels
+from worker.classifier.model_file import LoadedModel, start_llama_cpp
 from worker.classifier.prefix_cache import PrefixCache
 
 MAX_SEQUENCES = 256
@@ -56,22 +57,30 @@ class EngineOptions:
 
 
 def system_info() -> str:
-    """The CPU features and backends that this build of llama.cpp uses."""
-    return str(llama_cpp.llama_print_system_info().decode(errors="replace")).strip()
+    """The kernels and CPU features that this build of llama.cpp uses."""
+    start_llama_cpp()
+    kernels = cpu_kernels()
+    chosen = f"kernels for {kernels}; " if kernels else ""
+    return chosen + str(llama_cpp.llama_print_system_info().decode(errors="replace")).strip()
 
 
 def layers_on_gpu(n_gpu_layers: int) -> int:
     """What the setting comes to in this build of llama.cpp: 0 where it knows no GPU, -1 for all."""
-    return n_gpu_layers if llama_cpp.llama_supports_gpu_offload() else 0
+    return n_gpu_layers if _knows_gpu() else 0
 
 
 def backend(n_gpu_layers: int) -> str:
     """Where llama.cpp computes with this setting, in words."""
-    if not llama_cpp.llama_supports_gpu_offload():
+    if not _knows_gpu():
         return "CPU (this build of llama.cpp knows no GPU)"
     if n_gpu_layers == 0:
         return "CPU (POINTSMAN_N_GPU_LAYERS=0; this build of llama.cpp could use a GPU)"
     return f"GPU, {'all' if n_gpu_layers < 0 else n_gpu_layers} layers"
+
+
+def _knows_gpu() -> bool:
+    start_llama_cpp()
+    return bool(llama_cpp.llama_supports_gpu_offload())
 
 
 class Engine:
@@ -99,7 +108,7 @@ class Engine:
         params.n_seq_max = n_sequences + held_cells
         params.n_threads = params.n_threads_batch = options.threads or available_cores()
         params.kv_unified = True
-        if not llama_cpp.llama_supports_gpu_offload():
+        if not _knows_gpu():
             # The cache is small, and a CPU converts half precision back at every use of it: a tenth of all time.
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED

@@ -18,6 +18,7 @@ from typing import Any
 import llama_cpp
 
 from worker.classifier.calibration import Calibration
+from worker.classifier.kernels import load_kernels
 from worker.classifier.labels import Label, LabelSet
 from worker.classifier.prompt import Prompt
 
@@ -124,6 +125,7 @@ _log_lines: list[str] = []
 def start_llama_cpp() -> None:
     """Before anything else of llama.cpp: its log is kept here, where `first_error` finds it, and not on standard error."""
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+    load_kernels()
     llama_cpp.llama_backend_init()
     _log_lines.clear()
 
