@@ -97,6 +97,7 @@ def test_what_a_user_writes_to_the_order_desk_is_handled_on_its_topic_in_one_tra
         pool = json.loads(backend.run(f"{curl} -H 'traceparent: 00-{TRACE}-00f067aa0ba902b7-01'"))
         garden = json.loads(backend.run(curl.replace("My pool pump is humming", "A sprinkler head in the lawn is broken")))
         backend.run(curl.replace("My pool pump is humming", "The air conditioner blows warm air"))
+        backend.run(f"curl -sSf http://127.0.0.1:{listening['port']}/healthz")
         assert pool["trace"] == TRACE != garden["trace"]
         assert "error" in json.loads(backend.run(curl.replace("My pool pump is humming", " ")))
         wait_for(lambda: len(lines(said())) == 6, "two messages to be handled")

@@ -94,13 +94,15 @@ class Desk(BaseHTTPRequestHandler):
     worker: threading.Thread
 
     def do_GET(self) -> None:
-        self.answer(200 if self.path == "/healthz" and self.worker.is_alive() else 404 if self.path != "/healthz" else 503, {})
+        if self.path != "/healthz":
+            return self.answer(404, {})
+        return self.answer(200 if self.worker.is_alive() else 503, {})
 
     def do_POST(self) -> None:
         if self.path != "/messages":
             return self.answer(404, {"error": "POST /messages"})
         length = int(self.headers.get("Content-Length") or 0)
-        if length > LONGEST_BODY:
+        if not 0 <= length <= LONGEST_BODY:
             return self.answer(413, {"error": f"at most {LONGEST_BODY} bytes"})
         try:
             text = json.loads(self.rfile.read(length))["text"]
