@@ -65,7 +65,7 @@ def command(
     """Run one command to its end."""
     line = [sys.executable, "-m", module, *map(str, arguments)]
     env = environment(**settings)
-    return subprocess.run(line, input=stdin or b"", capture_output=True, timeout=2 * PATIENCE_S, cwd=ROOT, env=env, check=False)
+    return subprocess.run(line, input=stdin or b"", capture_output=True, timeout=4 * PATIENCE_S, cwd=ROOT, env=env, check=False)
 
 
 def assert_clear_failure(done: subprocess.CompletedProcess[bytes], *words: str, exit_code: int | None = None) -> str:
