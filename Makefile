@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .PHONY: help setup model demo run test lint image image-trainer image-cuda sbom chaos fuzz clean
 
 PYTHON ?= python3
+DOCKER ?= docker
 BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt
 LLAMA := llama-cpp-python
@@ -66,17 +67,17 @@ lint: .venv/all
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 image:  ## the worker's image, pointsman-worker:dev (DOCKER_BUILD="..." for further options of `docker build`)
-	docker build $(DOCKER_BUILD) --file deploy/docker/Dockerfile --target worker --tag pointsman-worker:dev .
+	$(DOCKER) build $(DOCKER_BUILD) --file deploy/docker/Dockerfile --target worker --tag pointsman-worker:dev .
 
 image-trainer:  ## the trainer's image, pointsman-trainer:dev
-	docker build $(DOCKER_BUILD) --file deploy/docker/Dockerfile --target trainer --tag pointsman-trainer:dev .
+	$(DOCKER) build $(DOCKER_BUILD) --file deploy/docker/Dockerfile --target trainer --tag pointsman-trainer:dev .
 
 image-cuda:  ## the worker's image for NVIDIA GPUs, pointsman-worker-cuda:dev
-	docker build $(DOCKER_BUILD) --file deploy/docker/cuda.Dockerfile --tag pointsman-worker-cuda:dev .
+	$(DOCKER) build $(DOCKER_BUILD) --file deploy/docker/cuda.Dockerfile --tag pointsman-worker-cuda:dev .
 
 sbom: image  ## the Python packages in the worker's image, CycloneDX: build/pointsman-worker.cdx.json
 	@mkdir -p build
-	docker run --rm --entrypoint cat pointsman-worker:dev /opt/pointsman/sbom.cdx.json > build/pointsman-worker.cdx.json
+	$(DOCKER) run --rm --entrypoint cat pointsman-worker:dev /opt/pointsman/sbom.cdx.json > build/pointsman-worker.cdx.json
 
 chaos: .venv/all $(MODEL).gguf  ## kill workers and Redis under load and count what comes out (MESSAGES= KILLS= SEED= CHAOS_MODEL=real)
 	@$(BIN)/python -m tests.faults.chaos --messages $(MESSAGES) --kills $(KILLS) --seed $(SEED) --model $(CHAOS_MODEL) $(CHAOS_OPTIONS)
