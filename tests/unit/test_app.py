@@ -44,7 +44,7 @@ def test_a_worker_without_tracing_loads_no_exporter() -> None:
 
 def test_tracing_that_is_not_installed_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "worker.tracing", None)  # as it is when its import fails
-    with pytest.raises(Fatal, match=r"POINTSMAN_TRACING needs OpenTelemetry.*pip install 'pointsman\[tracing\]'"):
+    with pytest.raises(Fatal, match=r"POINTSMAN_TRACING needs OpenTelemetry.*pip install -c constraints.txt '.\[tracing\]'"):
         _open_tracing(Settings(tracing=True), Streams())
 
 

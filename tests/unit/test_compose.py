@@ -40,7 +40,7 @@ def test_workers_are_two_alike_that_wait_for_redis_and_have_time_to_finish(monke
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     settings = load_settings(environment)
-    assert int(WORKERS[0]["stop_grace_period"].removesuffix("s")) > settings.drain_timeout_s + 5
+    assert int(WORKERS[0]["stop_grace_period"].removesuffix("s")) > 2 * settings.drain_timeout_s + 10
     assert WORKERS[0]["depends_on"] == {"redis": {"condition": "service_healthy"}}
     assert f"127.0.0.1:{settings.http_port}/readyz" in WORKERS[0]["healthcheck"]["test"][-1]
     assert set(environment) <= {PREFIX + name.upper() for name in Settings.model_fields}

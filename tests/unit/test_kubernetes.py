@@ -215,18 +215,58 @@ def test_every_object_has_the_labels_that_kubernetes_recommends(name: str) -> No
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_images_are_replaced_and_named_by_a_version(name: str) -> None:
     for container, _ in containers(name):
-        assert re.fullmatch(r"ghcr\.io/pointsman/(worker|trainer|trainer-cuda):\d+\.\d+\.\d+", container["image"])
+        assert re.fullmatch(r"ghcr\.io/pointsman/pointsman-(worker|trainer):\d+\.\d+\.\d+", container["image"])
 
 
-def test_the_kustomization_of_the_documentation_changes_what_it_names(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    kustomization = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
-    shipped = [path.removeprefix("pointsman/") for path in kustomization["resources"]]
-    kustomization["resources"] = [os.path.relpath(ROOT / path, tmp_path.resolve()) for path in shipped]
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    built = {manifest["kind"]: manifest for manifest in kustomize(tmp_path)}
+@pytest.mark.parametrize("name", [*OVERLAYS, "volumes"])
+def test_everything_is_in_one_namespace(name: str) -> None:
+    assert {manifest["metadata"].get("namespace") for manifest in build(name)} == {"pointsman"}
+
+
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+OF_A_READER = {match[1]: yaml.safe_load(match[0]) for match in re.findall(r"```yaml\n(# (\S+)/kustomization\.yaml.*?)```", PAGE, re.DOTALL)}
+"""The kustomizations of the documentation, by the directory in which a reader has them beside the checkout `pointsman`."""
+
+
+def of_a_reader(name: str, directory: Path, **more: Any) -> list[Manifest]:
+    """What a reader's kustomization builds, with more in it."""
+    (directory / "pointsman").symlink_to(ROOT)
+    (directory / name).mkdir()
+    (directory / name / "kustomization.yaml").write_text(yaml.safe_dump(OF_A_READER[name] | more))
+    return kustomize(directory / name)
+
+
+def test_a_readers_workers_are_what_the_documentation_says(tmp_path: Path) -> None:
+    built = {manifest["kind"]: manifest for manifest in of_a_reader("workers", tmp_path)}
     assert built["ConfigMap"]["data"]["POINTSMAN_RETENTION"] == "delete"
-    assert under("image", built["Deployment"]) == ["registry.example.com/pointsman/worker:0.1.0"]
+    assert under("image", built["Deployment"]) == ["registry.example.com/pointsman-worker:0.1.0"]
+
+
+@pytest.mark.parametrize("overlay", ["files", "training", "training-gpu", "training-once"])
+def test_a_readers_other_kustomizations_have_his_image(overlay: str, tmp_path: Path) -> None:
+    other = {"resources": [path.replace("overlays/files", f"overlays/{overlay}") for path in OF_A_READER["files"]["resources"]]}
+    built = of_a_reader("files", tmp_path, **other)
+    assert [image for manifest in built for image in under("image", manifest)] == ["registry.example.com/pointsman-trainer:0.1.0"]
+
+
+def test_every_directory_that_a_command_applies_is_one() -> None:
+    applied = set(re.findall(r"^kubectl apply -k (\S+)$", PAGE, re.MULTILINE))
+    own = {path for path in applied if not path.startswith("pointsman/")}
+    assert own == {"files", "training-once", "workers"}
+    for path in applied - own:
+        assert (ROOT / path.removeprefix("pointsman/") / "kustomization.yaml").is_file()
+
+
+def test_the_patches_of_the_documentation_tell_worker_and_keda_the_authority_of_redis(tmp_path: Path) -> None:
+    (patches,) = [yaml.safe_load(block)["patches"] for block in re.findall(r"```yaml\n(patches:.*?)```", PAGE, re.DOTALL)]
+    built = {manifest["kind"]: manifest for manifest in of_a_reader("workers", tmp_path, patches=patches)}
+    spec = built["Deployment"]["spec"]["template"]["spec"]
+    assert {"name": "redis-ca", "secret": {"secretName": "pointsman-redis-ca"}} in spec["volumes"]
+    assert {"name": "redis-ca", "mountPath": "/etc/pointsman", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+    assert len(spec["containers"][0]["volumeMounts"]) == len(spec["volumes"]) == 4, "beside what was there"
+    assert [trigger["metadata"]["enableTLS"] for trigger in built["ScaledObject"]["spec"]["triggers"]] == ["true", "true"]
+    authority = {"parameter": "ca", "name": "pointsman-redis-ca", "key": "ca.pem"}
+    assert built["TriggerAuthentication"]["spec"]["secretTargetRef"][3:] == [authority]
 
 
 # --- Secure -----------------------------------------------------------------------------------------------------------
@@ -292,10 +332,11 @@ def test_a_worker_accepts_the_settings_that_its_pod_gets(name: str, monkeypatch:
 @pytest.mark.parametrize("name", WORKERS)
 def test_a_pod_is_given_longer_to_stop_than_its_worker_takes(name: str) -> None:
     settings = Settings()
-    answering_http_s = 5
+    answering_http_s = last_spans_s = 5
     _, template = the_worker(name)
-    needed = settings.drain_timeout_s + settings.redis_timeout_s + answering_http_s
-    assert template["spec"]["terminationGracePeriodSeconds"] > needed
+    reading, draining = settings.drain_timeout_s, settings.drain_timeout_s + settings.redis_timeout_s
+    own = 30 if name in SIDECARS else 0
+    assert template["spec"]["terminationGracePeriodSeconds"] > own + reading + draining + answering_http_s + last_spans_s
 
 
 @pytest.mark.parametrize("name", ["standalone", "hpa"])
@@ -347,8 +388,23 @@ def test_keda_counts_what_waits_and_what_is_pending() -> None:
     assert "lagCount" not in found["pending"], "with it KEDA would count the lag again"
 
 
+def held(name: str) -> int:
+    """How many entries a busy worker has at most: those in flight, and the batch that waits for room."""
+    settings = environment(name)
+    return int(settings["POINTSMAN_MAX_IN_FLIGHT"]) + int(settings["POINTSMAN_BATCH_SIZE"])
+
+
 def test_one_busy_worker_does_not_call_for_a_second_by_what_it_holds() -> None:
-    assert int(triggers("standalone")["pending"]["pendingEntriesCount"]) >= Settings().in_flight_limit
+    assert int(triggers("standalone")["pending"]["pendingEntriesCount"]) >= held("standalone")
+    assert int(triggers("standalone to zero")["length"]["streamLength"]) >= held("standalone to zero")
+
+
+def test_what_an_autoscaler_lets_wait_is_done_within_the_promised_latency() -> None:
+    messages_per_s, promised_s = 38, 2.5
+    tolerated = 1.1  # an autoscaler does nothing about a tenth
+    found = triggers("standalone")
+    assert (int(found["pending"]["pendingEntriesCount"]) + tolerated * int(found["lag"]["lagCount"])) / messages_per_s <= promised_s
+    assert tolerated * int(triggers("standalone to zero")["length"]["streamLength"]) / messages_per_s <= promised_s
 
 
 def test_one_query_is_enough_to_start_a_worker() -> None:
@@ -407,7 +463,13 @@ def test_two_trainings_never_run_at_a_time_and_what_the_gate_refused_is_not_trie
 def test_training_on_a_gpu_asks_for_one() -> None:
     ((container, _),) = containers("training-gpu")
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert container["image"].startswith("ghcr.io/pointsman/trainer-cuda:")
+
+
+def test_the_pod_of_files_has_room_to_go_back_to_an_earlier_model() -> None:
+    ((container, _),) = containers("files")
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+    assert {"name": "HOME", "value": "/tmp"} in container["env"]
+    assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 
 def fetch(directory: Path, content: bytes, wanted: str) -> subprocess.CompletedProcess[str]:
@@ -446,3 +508,56 @@ def test_the_operator_gets_the_rules_of_prometheus() -> None:
     files = sorted((ROOT / "deploy" / "prometheus").glob("*.rules.yaml"))
     groups = [group for file in files for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]]
     assert rule["spec"]["groups"] == groups, "run `python deploy/kubernetes/prometheus_rule.py`"
+
+
+def test_workers_of_each_namespace_are_a_job_of_their_own() -> None:
+    (monitor,) = of_kind("standalone", "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (relabelling,) = endpoint["relabelings"]
+    assert relabelling == {"sourceLabels": ["__meta_kubernetes_namespace"], "targetLabel": "job", "replacement": "pointsman-$1"}
+
+
+ACTIVE = 'keda_scaler_active{scaledObject="pointsman",namespace="keda",exported_namespace="mine",job="keda-operator"}'
+ACTIVE_HONOURED = 'keda_scaler_active{scaledObject="pointsman",namespace="mine",job="keda-operator"}'
+ERRORS = ACTIVE.replace("active", "detail_errors_total")
+UP, ANOTHER_UP = 'up{job="pointsman-mine"}', 'up{job="pointsman-other"}'
+NO_WORKER: dict[str, tuple[dict[str, str], list[str]]] = {
+    "nothing to do and no worker": ({ACTIVE: "0x20"}, []),
+    "work and no worker": ({ACTIVE: "1x20"}, ["pointsman-mine"]),
+    "work and no worker, KEDA's own labels kept": ({ACTIVE_HONOURED: "1x20"}, ["pointsman-mine"]),
+    "work and a worker": ({ACTIVE: "1x20", UP: "1x20"}, []),
+    "work and a worker that is not reached": ({ACTIVE: "1x20", UP: "0x20"}, ["pointsman-mine"]),
+    "work and a worker of another namespace": ({ACTIVE: "1x20", ANOTHER_UP: "1x20"}, ["pointsman-mine"]),
+    "a worker that has just been called": ({ACTIVE: "0x15 1x5"}, []),
+    "KEDA cannot look": ({ACTIVE: "0x20", ERRORS: "0+4x20"}, ["pointsman-mine"]),
+    "KEDA could not look once, long ago": ({ACTIVE: "0x20", ERRORS: "0 4x19"}, []),
+    "KEDA cannot look, and workers are up": ({ACTIVE: "0x20", ERRORS: "0+4x20", UP: "1x20"}, []),
+    "KEDA is not watched": ({UP: "1x20"}, [""]),
+}
+"""What Prometheus sees for 20 minutes, and the jobs for which `PointsmanNoWorker` fires then; "" for none in particular."""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus")
+def test_where_none_may_be_up_no_worker_is_an_alert_only_while_there_is_work(tmp_path: Path) -> None:
+    (rule,) = of_kind("standalone to zero", "PrometheusRule")
+    alert = rule["spec"]["groups"][0]["rules"][0]
+    assert alert["alert"] == "PointsmanNoWorker"
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "alerts", "rules": [alert]}]}))
+
+    def firing(job: str) -> Manifest:
+        where = {"job": job} if job else {"scaledObject": "pointsman"}
+        return {"exp_labels": alert["labels"] | where, "exp_annotations": alert["annotations"]}
+
+    cases = [
+        {
+            "name": name,
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in seen.items()],
+            "alert_rule_test": [{"alertname": "PointsmanNoWorker", "eval_time": "19m", "exp_alerts": [firing(job) for job in jobs]}],
+        }
+        for name, (seen, jobs) in NO_WORKER.items()
+    ]
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": cases}))
+    command = ["promtool", "test", "rules", "test.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
