@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 from peft import get_peft_model_state_dict
 
 from trainer.build import Adapter
+from trainer.fast_gguf import gguf
 from trainer.recipe import RecipeError
 
 _ARCHITECTURES = {

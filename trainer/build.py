@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
+
+from trainer.fast_gguf import gguf
 
 METADATA_FILE = "pointsman.json"
 ADAPTER_FILE = "adapter.gguf"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-import gguf
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trainer.base import BaseError
+from trainer.fast_gguf import gguf
 from trainer.recipe import thinks_on
 from worker.classifier.prompt import Prompt
 

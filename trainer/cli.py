@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -153,6 +154,7 @@ def split_command(
 
 def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would run into ours; read when tqdm is imported
     try:
         app()
     except (RecipeError, BaseError, DataError, BuildError, PublishError, ModelFileError) as error:

@@ -11,13 +11,24 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
+from trainer import fast_gguf  # noqa: F401  (transformers reads by it)
+
 _BATCH = 32
 
 
-def from_gguf(path: Path, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
-    """The language model of a GGUF in torch, its weights unpacked."""
+def from_gguf(path: Path, dtype: torch.dtype | None = None, **options: Any) -> Any:
+    """The language model of a GGUF in torch, its weights unpacked, in `hardware_precision` unless `dtype` is given."""
     unpacked = GgufConfig(gguf_file=path.name, dequantize=True)
+    dtype = dtype or hardware_precision()
     return AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=unpacked, gguf_file=path.name, dtype=dtype, **options)
+
+
+def hardware_precision() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it; elsewhere that is emulated, and several times slower than float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    cpu = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
 
 
 def log_probabilities(

@@ -16,14 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 import transformers
 from sklearn.linear_model import LogisticRegression
 
 from trainer.dataset import Example
-from trainer.network import answer_log_probabilities, from_gguf
+from trainer.fast_gguf import gguf
+from trainer.network import answer_log_probabilities, from_gguf, hardware_precision
 from trainer.yardsticks import Labels, Predict, tfidf_svm
 from worker.classifier import Classifier
 from worker.classifier.labels import agreement
@@ -50,7 +50,7 @@ class Peak:
     """How much of what this CPU can multiply the engine uses, at the model's own matrix shapes."""
 
     gflops: dict[str, float]
-    """By torch (oneDNN), per number format."""
+    """By torch (oneDNN), per number format that the hardware multiplies."""
     engine_gflops: float
     share: dict[str, float]
 
@@ -69,7 +69,9 @@ def compare(
     predictors: dict[str, Predict] = {
         "Pointsman's engine": lambda some: [decision.label for decision in classifier.classify(some)],
         **taught,
-        "same weights in torch bf16, sorted batches of 32": same_weights_in_torch(model, classifier),
+        f"same weights in torch, {str(hardware_precision()).removeprefix('torch.')}, sorted batches of 32": same_weights_in_torch(
+            model, classifier
+        ),
     }
 
     rates: dict[str, list[float]] = {name: [] for name in predictors}
@@ -128,7 +130,7 @@ def minilm_regression(train: Sequence[Example]) -> Predict:
 
 
 def same_weights_in_torch(model: Path, classifier: Classifier) -> Predict:
-    """The GGUF's weights in bf16, the engine's own token ids, one forward pass per batch of like lengths."""
+    """The GGUF's weights in what the hardware multiplies fast, the engine's own token ids, one forward pass per batch of like lengths."""
     network = from_gguf(model).eval()
     prefix, names = classifier.prefix_ids, classifier.card.labels.names
 
@@ -146,7 +148,8 @@ def matmul_peak(model: Path, tokens_per_s: float) -> Peak:
     per_token = 2 * sum(rows * columns for rows, columns in matrices)
     layer = sorted(set(matrices))
     gflops = {}
-    for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+    kinds = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if hardware_precision() == torch.bfloat16 else {})
+    for name, kind in kinds.items():
         pairs = [(torch.randn(_PEAK_ROWS, n_in).to(kind), torch.randn(n_in, n_out).to(kind)) for n_in, n_out in layer]
         times = []
         for _ in range(20):

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.base import cache_directory
-from trainer.network import from_gguf
+from trainer.network import from_gguf, hardware_precision
 from trainer.recipe import Training
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -41,11 +41,8 @@ def uses_unsloth() -> bool:
 
 
 def precision() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, and for Unsloth; elsewhere that is emulated, and several times slower than float32."""
-    if torch.cuda.is_available() or uses_unsloth():
-        return torch.bfloat16
-    cpu = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+    """What training multiplies in: the hardware's, and bfloat16 for Unsloth."""
+    return torch.bfloat16 if uses_unsloth() else hardware_precision()
 
 
 def _plain(gguf: Path, checkpoint: Path | None) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ RECIPE = load_recipe(Path(__file__).parents[2] / "trainer/recipes/household-smol
 
 
 def test_the_household_model_answers_alike_in_torch(model_file: Path, household: Classifier, texts: list[str]) -> None:
-    queries = [household.encode(text) for text in texts[:64]]
+    queries = [household.encode(text) for text in texts[:32]]
     network = from_gguf(model_file).eval()
     given = log_probabilities(network, [[*household.prefix_ids, *query.ids] for query in queries], [code for (code,) in household.code_ids])
     served = household.log_probabilities(queries)
@@ -31,7 +31,7 @@ def test_what_a_few_steps_of_training_lead_to_answers_alike_as_a_gguf(tmp_path: 
 
     recipe = RECIPE.model_copy(update={"training": Training(epochs=1, batch_size=8, learning_rate=5e-3, lora_dropout=0.0)})
     base = recipe.base.path()
-    examples = dataset.load_examples(DATA)[:48]
+    examples = dataset.load_examples(DATA)[:32]
     vocabulary = load(base, vocab_only=True)
     codes, answer_ids = pipeline._answers(recipe, vocabulary, None)
     tokens = pipeline._tokens(recipe, vocabulary, answer_ids, examples)

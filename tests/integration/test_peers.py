@@ -18,7 +18,7 @@ BLOCK_WEIGHTS = 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576)
 
 def test_peers_are_trained_and_measured_on_the_same_queries(model_file: Path, household: Classifier) -> None:
     examples = load_examples(DATA)
-    train, test = examples[:2000], examples[2000:2064]
+    train, test = examples[:2000], examples[2000:2024]
     steps: list[str] = []
     found, peak = peers.compare(model_file, train, test, 1, steps.append)
     by_name = {peer.name: peer for peer in found}
@@ -35,9 +35,9 @@ def test_peers_are_trained_and_measured_on_the_same_queries(model_file: Path, ho
 
 def test_the_same_weights_in_torch_give_the_same_labels(model_file: Path, household: Classifier, texts: list[str]) -> None:
     predict = peers.same_weights_in_torch(model_file, household)
-    given = predict(texts[:64])
-    expected = [decision.label for decision in household.classify(texts[:64])]
-    assert sum(a == b for a, b in zip(given, expected, strict=True)) >= 62
+    given = predict(texts[:32])
+    expected = [decision.label for decision in household.classify(texts[:32])]
+    assert sum(a == b for a, b in zip(given, expected, strict=True)) >= 31
 
 
 def test_peers_need_something_to_learn_from(model_file: Path, tmp_path: Path) -> None:
