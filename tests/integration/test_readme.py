@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def test_an_example_of_the_readme_prints_what_it_says(command: str, printed: str
 def test_every_command_in_the_readmes_table_exists() -> None:
     commands = re.findall(r"^\| `python -m (worker|trainer) (\w+)", README, re.MULTILINE)
     assert len(commands) >= 8
-    for package, command in commands:
-        done = subprocess.run([sys.executable, "-m", package, command, "--help"], cwd=ROOT, capture_output=True, timeout=240, check=False)
-        assert done.returncode == 0, f"{package} {command}"
+
+    def exit_code(package: str, command: str) -> int:
+        line = [sys.executable, "-m", package, command, "--help"]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, timeout=240, check=False).returncode
+
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda each: exit_code(*each), commands))
+    assert dict(zip(commands, codes, strict=True)) == dict.fromkeys(commands, 0)

@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.support import command
+from tests.support import command, environment
 from worker.classifier import Classifier, EngineOptions, ModelFileError, tuning
 from worker.classifier.formats import in_format
 from worker.classifier.model_file import content_hash
 from worker.classifier.tuning import Trial
+from worker.cli import app
+
+
+@pytest.fixture
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured in them says little of the machine, and is measured all the same."""
+    monkeypatch.setattr(tuning, "_TOKENS_A_ROUND", 200)
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +42,11 @@ def test_another_format_keeps_the_metadata_and_nearly_all_answers(eight_bits: Pa
     try:
         assert classifier.weight_format == "Q8_0"
         assert classifier.card == household.card
-        given = [decision.label for decision in classifier.classify(texts[:200])]
+        given = [decision.label for decision in classifier.classify(texts[:100])]
     finally:
         classifier.close()
-    expected = [decision.label for decision in household.classify(texts[:200])]
-    assert sum(a == b for a, b in zip(given, expected, strict=True)) >= 195
+    expected = [decision.label for decision in household.classify(texts[:100])]
+    assert sum(a == b for a, b in zip(given, expected, strict=True)) >= 97
 
 
 def test_a_format_is_made_once_and_again_if_the_file_was_changed(model_file: Path, master_hash: str, cache: Path, eight_bits: Path) -> None:
@@ -60,6 +68,7 @@ def test_a_cache_that_cannot_be_written_is_named(model_file: Path, master_hash: 
         in_format(model_file, "Q8_0", tmp_path / "file", master_hash)
 
 
+@pytest.mark.usefixtures("short_rounds")
 def test_a_format_that_answers_otherwise_is_never_chosen(
     model_file: Path, master_hash: str, cache: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +78,7 @@ def test_a_format_that_answers_otherwise_is_never_chosen(
 
     def tuned() -> tuning.Profile:
         return tuning.measure(
-            model_file, master_hash, texts[:60], cache, base=EngineOptions(), formats_only=True, rounds=1, on_trial=trials.append
+            model_file, master_hash, texts[:10], cache, base=EngineOptions(), formats_only=True, rounds=1, on_trial=trials.append
         )
 
     assert tuned().weight_format == "Q8_0", "chosen when any speed is worth it"
@@ -81,11 +90,13 @@ def test_a_format_that_answers_otherwise_is_never_chosen(
     assert "unlike the original" in trials[1].note
 
 
+@pytest.mark.usefixtures("short_rounds")
 def test_tune_keeps_a_profile_that_run_and_doctor_use(model_file: Path, tmp_path: Path) -> None:
     queries = tmp_path / "few.jsonl"
     queries.write_text('{"text": "My pool pump is humming", "label": "pool"}\n')
-    done = command("tune", "--quick", "--json", "--texts", queries, model=model_file, cache_dir=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
+    settings = environment(model=model_file, cache_dir=tmp_path)
+    done = CliRunner().invoke(app, ["tune", "--quick", "--json", "--texts", str(queries)], env=settings, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert Path(report["path"]).is_file()
     assert [trial["what"] for trial in report["trials"]] == ["F32", "F16", "Q8_0"], "with one text only what answers nearly alike"
