@@ -1,8 +1,8 @@
 """The library `gguf`, two of its functions made fast: for this package, and for transformers, which reads by it as well.
 
 A vocabulary is 98,000 strings, and gguf slices a `numpy.memmap` three times for each, which costs ten times what a slice of
-a plain array does: 3.3 s for SmolLM2's file, and a training reads it six times. transformers asks for the map of the tensors'
-names once for every module of the network, though it is the same each time: a third of the time that loading it takes.
+a plain array does: seconds for each file, and a training reads six. transformers asks for the map of the tensors'
+names once for every module of the network, though it is the same each time: half of the time that loading takes then.
 """
 
 from __future__ import annotations
