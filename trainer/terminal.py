@@ -53,11 +53,12 @@ def steps() -> Iterator[Progress]:
         task, step, said, tenth = bars.add_task(""), "", _clock(), 0
 
         def tell(what: str, done: int, total: int | None) -> None:
-            nonlocal step, said, tenth
+            nonlocal task, step, said, tenth
             begins = what.partition(",")[0] != step
             if begins:
                 step, tenth = what.partition(",")[0], 0
-                bars.reset(task, total=total)
+                bars.remove_task(task)
+                task = bars.add_task(what, total=total)
             bars.update(task, description=what, completed=done, total=total)
             now, reached = _clock(), 10 * done // total if total else 0
             due = now - said > (_SAY_AT_MOST_EVERY_S if reached > tenth else _SAY_EVERY_S)

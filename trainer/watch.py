@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def remember(self, directory: Path) -> None:
         """Into a checkpoint."""
         self._saved = time.monotonic()
-        torch.save((self.seconds, self.evaluations, self._snapshots), directory / _SEEN_FILE)
+        snapshots = [(astuple(each.evaluation), dict(each.weights), torch.from_numpy(each.answers)) for each in self._snapshots]
+        torch.save((self.seconds, [astuple(each) for each in self.evaluations], snapshots), directory / _SEEN_FILE)
 
     def recall(self, checkpoint: Path) -> None:
         """The other way of `remember`."""
-        seconds, self.evaluations, self._snapshots = torch.load(checkpoint / _SEEN_FILE, weights_only=False)
+        seconds, evaluations, snapshots = torch.load(checkpoint / _SEEN_FILE, weights_only=True)
         self._began = time.monotonic() - seconds
+        self.evaluations = [Evaluation(*row) for row in evaluations]
+        self._snapshots = [Snapshot(Evaluation(*row), weights, answers.numpy()) for row, weights, answers in snapshots]
 
     def _snapshot(self, model: Any, step: int) -> Snapshot:
         training, total = model.training, len(self._prompts)

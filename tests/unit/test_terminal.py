@@ -61,3 +61,13 @@ def test_a_step_of_unknown_length_is_named_when_it_begins(clock: HandClock, line
         tell("splitting", 0, None)
         tell("loading torch", 0, None)
     assert [line.strip() for line in lines.getvalue().splitlines() if line.strip()] == ["splitting", "loading torch"]
+
+
+def test_a_step_of_unknown_length_shows_no_total_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = terminal.progress()
+    monkeypatch.setattr(terminal, "progress", lambda: bars)
+    with terminal.steps() as tell:
+        tell("building", 3, 10)
+        tell("publishing", 0, None)
+        (task,) = bars.tasks
+        assert (task.description, task.completed, task.total) == ("publishing", 0, None)
