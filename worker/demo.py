@@ -18,12 +18,12 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from worker.embedded_redis import embedded_redis
 from worker.errors import Fatal
 from worker.routing import Streams
+from worker.terminal import progress
 from worker.worker_process import PATIENCE_S, worker_process
 
 ONE_BY_ONE = 60
@@ -83,10 +83,9 @@ async def _route(redis_url: str, http_url: str, samples: Sequence[Sample], conso
     watched = [STREAMS.review, STREAMS.dead, *(STREAMS.topic(label) for label in labels)]
     arrivals = Arrivals()
     lone = min(ONE_BY_ONE, len(samples))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     burst_s, burst_ids = 0.0, list(range(lone, len(samples)))
     positions: dict[str, str] = dict.fromkeys(watched, "0-0")
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress(console) as bar:
         task = bar.add_task("one by one", total=len(samples))
         for number in range(lone):
             await redis.xadd(STREAMS.queries, {"text": samples[number].text, "id": number})

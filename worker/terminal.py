@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, options that mean the same everywhere, standard input and one client of Redis."""
+"""What the commands share: the terminal, its bars, options that mean the same everywhere, standard input and one client of Redis."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from worker.errors import REDIS_ERRORS, Fatal
 
@@ -20,6 +21,13 @@ RedisUrl = Annotated[str | None, typer.Option(help="Redis (POINTSMAN_REDIS_URL).
 Namespace = Annotated[str | None, typer.Option(help="Prefix of all streams (POINTSMAN_NAMESPACE).", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines for machines.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Queries; lines of standard input if none.", show_default=False)]
+
+
+def progress(console: Console) -> Progress:
+    """The bars of long work, on a terminal."""
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def stdin_lines() -> Iterator[str]:

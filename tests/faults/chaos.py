@@ -18,7 +18,6 @@ import typer
 from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tests.faults.fleet import Fleet, Producer
 from tests.faults.reconciliation import keys_left, output_lengths, reconcile
@@ -26,6 +25,7 @@ from tests.faults.report import Report, for_machines, for_people
 from tests.faults.schedule import Kind, Model, Plan, Retention
 from tests.support import DATA, GROUP, QUICK_CLAIM, RedisServer, WorkerProcess
 from worker.routing import Streams
+from worker.terminal import progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 TICK_S = 0.05
@@ -208,11 +208,10 @@ def main(
     plan = Plan(messages, kills, workers, seed, model, pace_s, redis_restarts, retention, lose_group, redis_server)
     directory = Path(tempfile.mkdtemp(prefix="pointsman-chaos-"))
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=messages)
+    with progress(console) as bar:
+        task = bar.add_task("starting".ljust(22), total=messages)
         report = Chaos(plan, directory).run(
-            lambda done, fault: bar.update(task, completed=done, description=f"last fault: {fault}"),
+            lambda done, fault: bar.update(task, completed=done, description=f"last fault: {fault:<10}"),
         )
     print(for_machines(report) if as_json else for_people(report))
     if report.ok:

@@ -19,13 +19,13 @@ from typing import Annotated, Any
 import typer
 from redis import Redis
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tests.faults.mutants import Mutants, Pairs
 from tests.support import DATA, PATIENCE_S, Queue, RedisServer, WorkerProcess
 from worker.errors import Reject
 from worker.messages import OWN_PREFIX, Entry, Fields, parse, revived_fields
 from worker.routing import Streams
+from worker.terminal import progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 AT_ONCE = 1000
@@ -293,8 +293,7 @@ def main(
     """
     directory = Path(tempfile.mkdtemp(prefix="pointsman-fuzz-"))
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress(console) as bar:
         task = bar.add_task("fuzzing", total=entries)
         report = Fuzz(entries, seed, workers, directory, redis_server).run(lambda done: bar.update(task, completed=done))
     print(json.dumps({"entries_per_s": report.entries_per_s} | asdict(report)) if as_json else for_people(report))

@@ -16,7 +16,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from worker.bench import engine, service
@@ -25,6 +24,7 @@ from worker.classifier.cores import available_cores, cpu_name
 from worker.classifier.engine import system_info
 from worker.embedded_redis import embedded_redis
 from worker.settings import Settings
+from worker.terminal import progress
 
 GOALS = {
     "engine / prefill": 1.0,
@@ -77,9 +77,8 @@ def bench(
     """
     rounds, seconds, shares = (3, 4.0, (0.25, 0.5, 0.75)) if quick else (7, 12.0, (0.1, 0.25, 0.5, 0.75, 0.9))
     stand_in_messages = 20_000 if quick else 60_000
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ExitStack() as stack:
-        bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
+        bar = stack.enter_context(progress(console))
         steps = {"engine": (6 + bool(server)) * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
         counts = () if quick else SCALE_WORKERS
         steps |= {} if quick else {"scale-out": len(counts), "memory": 1}
