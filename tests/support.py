@@ -140,7 +140,7 @@ class Queue:
         return int(cast("Any", self.redis.xpending(self.streams.queries, GROUP))["pending"])
 
     def pending_rows(self) -> list[dict[str, Any]]:
-        return cast("Any", self.redis.xpending_range(self.streams.queries, GROUP, min="-", max="+", count=10_000))
+        return cast("list[dict[str, Any]]", self.redis.xpending_range(self.streams.queries, GROUP, min="-", max="+", count=10_000))
 
     def consumers(self) -> set[str]:
         rows = cast("Any", self.redis.xinfo_consumers(self.streams.queries, GROUP))

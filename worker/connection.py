@@ -111,7 +111,7 @@ def connect(settings: Settings) -> Redis:
     options: dict[str, Any] = {name: value for name, value in address.options.items() if name not in ("host", "port", "connection_class")}
     options |= patience | ({"ssl": True} if address.tls else {})
     if address.kind == "sentinel":
-        sentinel: Any = Sentinel(address.nodes, sentinel_kwargs=_for_sentinels(options), retry=once, **options)  # type: ignore[no-untyped-call]
+        sentinel: Any = Sentinel(address.nodes, sentinel_kwargs=_for_sentinels(options), retry=once, **options)
         return cast("Redis", sentinel.master_for(address.master))
     nodes = [ClusterNode(*node) for node in address.nodes]
     return cast("Redis", RedisCluster(startup_nodes=nodes, **options))  # whose commands on one key are the same

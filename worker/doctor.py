@@ -132,7 +132,7 @@ async def _permissions(redis: Redis, settings: Settings) -> str:
     refused = []
     for command in needed:
         try:
-            await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            await redis.execute_command(*command)
         except NoPermissionError:
             refused.append(str(command[0]))
         except ResponseError:  # there is no such stream

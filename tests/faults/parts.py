@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis.asyncio import Redis as AsyncRedis
 
 from tests.support import GROUP, Queue
@@ -13,7 +15,8 @@ async def held(client: AsyncRedis, queue: Queue, *texts: str) -> list[Entry]:
     await client.xgroup_create(queue.streams.queries, GROUP, id="0", mkstream=True)
     for text in texts:
         await client.xadd(queue.streams.queries, {"text": text})
-    ((_, rows),) = await client.xreadgroup(GROUP, "me", {queue.streams.queries: ">"})
+    answer: Any = await client.xreadgroup(GROUP, "me", {queue.streams.queries: ">"})
+    ((_, rows),) = answer
     return [Entry(entry_id.decode(), fields) for entry_id, fields in rows]
 
 

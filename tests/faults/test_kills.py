@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
@@ -88,7 +89,8 @@ async def test_what_a_lost_group_had_not_finished_is_where_the_next_one_starts(c
     await client.xgroup_destroy(key, GROUP)
     assert await recovery.backlog(client, key, GROUP) is None
     assert await recovery.make_group(client, key, GROUP, known.resume_from) == known.resume_from
-    ((_, rows),) = await client.xreadgroup(GROUP, "me", {key: ">"})
+    answer: Any = await client.xreadgroup(GROUP, "me", {key: ">"})
+    ((_, rows),) = answer
     assert [entry_id.decode() for entry_id, _ in rows] == [entry.id for entry in entries[1:]]
     await delivery.deliver([to(queue, entry) for entry in entries[1:]])
     after = await recovery.backlog(client, key, GROUP)
@@ -171,7 +173,7 @@ def test_a_lost_group_is_made_again_and_work_goes_on(
 
 def _wait_until_noted_how_far_the_group_is(queue: Queue) -> None:
     """A worker asks once a second, and when it asks again it has noted the answer."""
-    with queue.redis.monitor() as seen:  # type: ignore[no-untyped-call]
+    with queue.redis.monitor() as seen:
         asked = (one for one in seen.listen() if one["command"].startswith("XINFO GROUPS"))
         next(asked)
         next(asked)

@@ -37,7 +37,7 @@ def sentinel(servers: list[RedisServer], tmp_path: Path) -> Iterator[RedisServer
     master, replica = (server.start() for server in servers)
     with Redis.from_url(replica.url) as client:
         client.replicaof("127.0.0.1", str(master.port))
-        wait_for(lambda: client.info("replication")["master_link_status"] == "up", "the replica to follow")  # type: ignore[index]
+        wait_for(lambda: client.info("replication")["master_link_status"] == "up", "the replica to follow")
     directory = tmp_path / "sentinel"
     directory.mkdir()
     file = directory / "sentinel.conf"

@@ -17,7 +17,8 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import StartWorker
-from tests.support import MODEL, PATIENCE_S, ROOT, Queue, RedisServer, assert_clear_failure, command, environment, free_port, wait_for
+from tests.support import MODEL, PATIENCE_S, ROOT, Queue, RedisServer, assert_clear_failure, command, environment, wait_for
+from worker.embedded_redis import free_port
 
 
 def rows(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
@@ -27,10 +28,10 @@ def rows(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
 
 
 def test_old_dead_letters_are_purged_and_young_ones_stay(queue: Queue, redis_url: str) -> None:
-    where = {"redis_url": redis_url, "namespace": queue.namespace}
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
     queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "poison"}, id="1000-1")
     queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "empty_text"}, id="2000-1")
-    young = queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "poison"})
+    young: Any = queue.redis.xadd(queue.streams.dead, {"pointsman.reason": "poison"})
     assert rows(command("dead", "purge", "--older-than", "1d", "--reason", "poison", "--json", **where)) == [{"purged": 1}]
     done = command("dead", "purge", "--older-than", "12h", **where)
     assert (done.returncode, done.stderr.decode().strip()) == (0, "purged 1")
@@ -62,7 +63,7 @@ def test_classify_for_people_names_label_and_confidence(model_file: Path) -> Non
 
 
 def test_send_prints_the_ids_of_what_it_put_on_the_stream(queue: Queue, redis_url: str) -> None:
-    where = {"redis_url": redis_url, "namespace": queue.namespace}
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
     plain = command("send", "one", "two", **where)
     assert plain.returncode == 0
     by_stdin = rows(command("send", "--json", stdin=b"three\nfour\n", **where))
@@ -73,9 +74,9 @@ def test_send_prints_the_ids_of_what_it_put_on_the_stream(queue: Queue, redis_ur
 
 
 def test_tail_shows_what_was_and_follows_what_comes(queue: Queue, redis_url: str) -> None:
-    own = {"pointsman.id": "1-0", "pointsman.label": "pool", "pointsman.confidence": "0.9876"}
+    own: dict[Any, Any] = {"pointsman.id": "1-0", "pointsman.label": "pool", "pointsman.confidence": "0.9876"}
     queue.redis.xadd(queue.streams.topic("pool"), {"text": "old", **own})
-    where = {"redis_url": redis_url, "namespace": queue.namespace}
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
     found = rows(command("tail", "--from-start", "--count", "1", "--json", **where))
     assert [(row["stream"], row["fields"]["text"]) for row in found] == [(queue.streams.topic("pool"), "old")]
     line = [sys.executable, "-m", "worker", "tail", "--count", "3"]
@@ -97,7 +98,7 @@ def _clients(queue: Queue) -> list[dict[str, Any]]:
 
 
 def test_dead_letters_are_listed_and_replayed(start_worker: StartWorker, queue: Queue, redis_url: str) -> None:
-    where = {"redis_url": redis_url, "namespace": queue.namespace}
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
     assert rows(command("dead", "list", "--json", **where)) == []
     start_worker()
     originals: list[dict[Any, Any]] = [{"text": "", "id": "1"}, {"body": "secret"}, {"text": b"\xff"}]
@@ -131,7 +132,7 @@ def _ids_that_died_before(queue: Queue) -> set[str]:
 
 
 def test_replay_wants_to_know_which_and_refuses_an_unknown_id(queue: Queue, redis_url: str) -> None:
-    where = {"redis_url": redis_url, "namespace": queue.namespace}
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
     assert_clear_failure(command("dead", "replay", **where), "--id ID, --reason REASON or --all")
     assert_clear_failure(command("dead", "replay", "--id", "1-1", **where), "there is no dead letter 1-1")
     assert_clear_failure(command("dead", "replay", "--id", "nonsense", **where), "Invalid stream ID")

@@ -73,9 +73,10 @@ class Reference:
         self.ends = [token for token in range(self.n_tokens) if llama_cpp.llama_vocab_is_eog(self.vocab, token)]
 
     def prompt(self, prefix: str, query: str, suffix: str) -> list[int]:
-        ids = self.llama.tokenize(prefix.encode(), add_bos=True, special=True) if prefix else []
+        ids: list[int] = self.llama.tokenize(prefix.encode(), add_bos=True, special=True) if prefix else []
         ids += self.llama.tokenize(query.encode(), add_bos=False, special=False)
-        return ids + self.llama.tokenize(suffix.encode(), add_bos=False, special=True)
+        ids += self.llama.tokenize(suffix.encode(), add_bos=False, special=True)
+        return ids
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after the last of these tokens."""

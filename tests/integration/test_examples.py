@@ -30,7 +30,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 def readme(beginning: str) -> str:
     """The README's one command that begins so."""
     (found,) = [command for command in COMMANDS if command.startswith(beginning)]
-    return found
+    return str(found)
 
 
 class Backend:

@@ -66,7 +66,7 @@ class Load:
 
     def routed(self) -> int:
         streams = self._queue.keys() - {self._queue.streams.queries}
-        return sum(int(self._queue.redis.xlen(stream)) for stream in streams)  # type: ignore[arg-type]
+        return sum(int(self._queue.redis.xlen(stream)) for stream in streams)
 
     def wait_for_more(self, count: int) -> None:
         wanted = self.routed() + count
@@ -134,9 +134,10 @@ def test_a_model_with_other_labels_brings_its_own_topics(start_worker: StartWork
     second = queue.add_all(texts[:10])
     queue.assert_each_once([*first, *second])
     arrived = queue.arrived()
-    for ids, version, labels in ((first, b"wheels", {"car", "bicycle"}), (second, b"pets", {"dog", "cat", "old hen"})):
-        assert {arrived[entry_id][0][1][b"pointsman.model"] for entry_id in ids} == {version}
-        assert {arrived[entry_id][0][0] for entry_id in ids} <= {queue.streams.topic(label) for label in labels}
+    expected = ((first, b"wheels", {"car", "bicycle"}), (second, b"pets", {"dog", "cat", "old hen"}))
+    for some, model_version, its_labels in expected:
+        assert {arrived[entry_id][0][1][b"pointsman.model"] for entry_id in some} == {model_version}
+        assert {arrived[entry_id][0][0] for entry_id in some} <= {queue.streams.topic(label) for label in its_labels}
     decided = {name.partition('label="')[2].partition('"')[0] for name in worker.metrics() if name.startswith("pointsman_messages_total{")}
     assert decided & {"car", "bicycle"}
     assert decided & {"dog", "cat", "old hen"}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import DATA, assert_clear_failure, command
 from trainer import peers
-from trainer.dataset import load_examples
+from trainer.dataset import Example, load_examples
 from worker.classifier import Classifier
 
 BLOCK_WEIGHTS = 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576)
@@ -48,7 +48,7 @@ def test_peers_need_something_to_learn_from(model_file: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("labels", [["pool", "swimming"]])
 def test_a_model_that_knows_other_labels_gets_no_accuracy(model_file: Path, labels: list[str]) -> None:
-    examples = [peers.Example(f"query {number} about {label}", label) for number in range(20) for label in labels]
+    examples = [Example(f"query {number} about {label}", label) for number in range(20) for label in labels]
     found, _ = peers.compare(model_file, examples, examples[:8], 1, lambda _: None)
     accuracy = {peer.name: peer.accuracy for peer in found}
     assert accuracy["Pointsman's engine"] is None

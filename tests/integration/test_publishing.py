@@ -14,8 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.support import DATA, MODEL_DIRECTORY
 from trainer import build, publish, registry, sft

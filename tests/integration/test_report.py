@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import DATA, MODEL_DIRECTORY, assert_clear_failure, command
 from trainer import baseline, figures
-from trainer.dataset import Example, load_examples
+from trainer.dataset import DataError, Example, load_examples
 from worker.classifier import Classifier
 
 FEW = 24
@@ -86,7 +86,7 @@ def test_the_untuned_base_is_asked_about_a_spread_of_the_queries(model_file: Pat
 
 
 def test_a_gguf_of_another_version_than_its_directory_is_not_measured(model_file: Path, few: Path) -> None:
-    with pytest.raises(figures.DataError, match="python -m trainer build"):
+    with pytest.raises(DataError, match="python -m trainer build"):
         next(figures.measure(model_file, "another", load_examples(few / "few.jsonl"), lambda _: None))
 
 

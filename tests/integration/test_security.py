@@ -227,7 +227,7 @@ EVERYONE_REFUSED = [("FLUSHALL",), ("FLUSHDB",), ("CONFIG", "GET", "*"), ("KEYS"
 
 def refused(client: Redis, attempt: Sequence[str]) -> bool:
     try:
-        client.execute_command(*attempt)  # type: ignore[no-untyped-call]
+        client.execute_command(*attempt)
     except NoPermissionError:
         return True
     except ResponseError as error:  # Redis before 7.2 has no code for what is refused within a script
@@ -332,7 +332,7 @@ def test_results_that_the_rules_forbid_are_held_back_until_someone_mends_the_rul
     queue = Queue(guarded.admin, "pointsman")
     worker = start_worker(pace_s=0.001, redis_url=guarded.url("pointsman"), namespace="pointsman", max_deliveries=2, **QUICK_CLAIM)
     changes = ["clearselectors", "(~pointsman:* +eval +evalsha)"] if guarded.version == "7" else ["-xadd"]
-    guarded.admin.execute_command("ACL", "SETUSER", "pointsman", *changes)  # type: ignore[no-untyped-call]
+    guarded.admin.execute_command("ACL", "SETUSER", "pointsman", *changes)
     ids = queue.add_all([f"query {number}" for number in range(8)])
     wait_for(lambda: worker.metrics().get('pointsman_delivery_retries_total{reason="NOPERM"}', 0) >= 3, "some tries")
     assert worker.get("/readyz")[0] == 503

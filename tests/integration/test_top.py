@@ -46,7 +46,7 @@ class Busy:
 
     queue: Queue
     workers: tuple[WorkerProcess, ...]
-    where: dict[str, str]
+    where: dict[str, Any]
 
     @property
     def metrics(self) -> list[str]:
@@ -59,7 +59,7 @@ def busy(redis_url: str, model_file: Path, tmp_path_factory: pytest.TempPathFact
     ended = threading.Event()
     with Redis.from_url(redis_url) as redis:
         queue = Queue(redis)
-        where = {"redis_url": redis_url, "namespace": queue.namespace}
+        where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
         workers = tuple(WorkerProcess(logs / name, **where, pace_s=0.002, consumer=f"worker-{name}") for name in ("one", "two"))
 
         def send() -> None:
@@ -145,7 +145,7 @@ def test_an_address_that_does_not_answer_is_named(busy: Busy) -> None:
 
 
 def test_without_stream_group_or_worker_it_says_so(queue: Queue, redis_url: str) -> None:
-    where = {"redis_url": redis_url, "namespace": queue.namespace, "http_port": 1}
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace, "http_port": 1}
 
     def text() -> str:
         done = command("top", "--once", "--interval", "0.2", **where)

@@ -63,7 +63,8 @@ async def traced(
     tracing = Tracing(exporter, queue.streams, GROUP, "worker-1")
     queue.add_all(rows)
     queue.redis.xgroup_create(queue.streams.queries, GROUP, id="0")
-    ((_, read),) = queue.redis.xreadgroup(GROUP, "worker-1", {queue.streams.queries: ">"})  # type: ignore[misc]
+    answer: Any = queue.redis.xreadgroup(GROUP, "worker-1", {queue.streams.queries: ">"})
+    ((_, read),) = answer
     redis = Redis.from_url(redis_url)
     with ThreadPoolExecutor(1) as executor:
         delivery = Delivery(redis, queue.streams, GROUP, "keep")

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.integration import tiny
 from tests.support import DATA, ROOT, environment, wait_for

@@ -19,7 +19,7 @@ from tests.integration.tiny_training import CODES, examples
 from tests.support import ROOT
 from tests.tiny_checkpoints import checkpoint, write_small_bpe
 from trainer import parity
-from trainer.build import read_adapter
+from trainer.build import Adapter, read_adapter
 from trainer.network import log_probabilities
 from trainer.recipe import Gate
 
@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, output: Path, *launcher: str, **environment: str) -> dict[str, Any]:
     """Train in a process of its own; what the first one has to tell."""
-    line = [sys.executable, *launcher, "-m", "tests.integration.tiny_training", base, output]
+    line: list[str | Path] = [sys.executable, *launcher, "-m", "tests.integration.tiny_training", base, output]
     done = subprocess.run(line, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return told(output, 0)
@@ -46,15 +46,19 @@ def told(output: Path, process: int) -> dict[str, Any]:
 def merged_answers(base: Path, adapter: Path | None) -> Any:
     """What the checkpoint answers with the adapter file added to its weights."""
     network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    updates = None if adapter is None else read_adapter(adapter)
+    if adapter is not None:
+        _add(read_adapter(adapter), network)
+    return log_probabilities(network, [example.prompt_ids for example in examples(16)], CODES)
+
+
+def _add(updates: Adapter, network: Any) -> None:
     with torch.no_grad():
-        for layer, block in enumerate(network.model.layers if updates else ()):
+        for layer, block in enumerate(network.model.layers):
             attention, mlp = block.self_attn, block.mlp
             modules = {"attn_q": attention.q_proj, "attn_k": attention.k_proj, "attn_v": attention.v_proj, "attn_output": attention.o_proj}
             modules |= {"ffn_gate": mlp.gate_proj, "ffn_up": mlp.up_proj, "ffn_down": mlp.down_proj}
             for name, module in modules.items():
                 module.weight += torch.from_numpy(updates.delta(f"blk.{layer}.{name}.weight"))
-    return log_probabilities(network, [example.prompt_ids for example in examples(16)], CODES)
 
 
 def assert_learnt(found: dict[str, Any], base: Path, adapter: Path) -> None:

@@ -19,6 +19,7 @@ import trainer
 from trainer import pretrained, sft
 from trainer.base import Base
 from trainer.recipe import Recipe, Training, load_recipe
+from trainer.watch import TokenExample
 
 RECIPE = Path(trainer.__path__[0]) / "recipes" / "household-smollm2.yaml"
 CODES = (65, 66, 67, 68)
@@ -26,15 +27,15 @@ NO_GGUF = Path("no.gguf")
 """The checkpoint is what is read."""
 
 
-def examples(count: int) -> list[sft.TokenExample]:
+def examples(count: int) -> list[TokenExample]:
     """Byte tokens: the code depends on the first of them."""
     rest = [[40 + (row * step) % 20 for step in range(3 + row % 5)] for row in range(count)]
-    return [sft.TokenExample([10 + row % 4, *rest[row]], [CODES[row % 4]]) for row in range(count)]
+    return [TokenExample([10 + row % 4, *rest[row]], [CODES[row % 4]]) for row in range(count)]
 
 
 def stand_in_for_a_gpu() -> None:
     """Unsloth prints what the GPU is before it loads a model, also where UNSLOTH_ALLOW_CPU=1 says that there is none."""
-    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(name="no GPU", total_memory=2**33, major=8, minor=0)  # type: ignore[assignment]
+    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(name="no GPU", total_memory=2**33, major=8, minor=0)
 
 
 def sees_hidden_tokens(recipe: Recipe) -> bool:

@@ -17,7 +17,8 @@ SEVERAL = build_trie([[1, 2], [1, 3, 4], [1, 3, 5], [6, 7], [6, 8], [9]])
 def random_queries(seed: int, n: int = 24, alphabet: int = 3) -> list[list[int]]:
     """Short words over few letters, so that nearly all begin like another; distinct, in order."""
     source = random.Random(seed)
-    return sorted({tuple(source.randrange(alphabet) for _ in range(source.randint(1, 7))) for _ in range(n)})  # type: ignore[arg-type]
+    words = {tuple(source.randrange(alphabet) for _ in range(source.randint(1, 7))) for _ in range(n)}
+    return [list(word) for word in sorted(words)]
 
 
 def lay_out(queries: list[list[int]], trie: Trie, held: int = 0) -> Plan:

@@ -43,7 +43,7 @@ def qwen3() -> tiktoken.Encoding:
 def rendered(*messages: dict[str, str]) -> str:
     """By transformers, told not to think."""
     (text,), _ = render_jinja_template([list(messages)], chat_template=QWEN3_TEMPLATE, add_generation_prompt=True, enable_thinking=False)
-    return text
+    return str(text)
 
 
 def test_the_query_stands_where_the_template_puts_it() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from worker import health as module
 from worker.health import REDIS_ANSWER_AGE_S, Health, endpoint
 
 
@@ -45,7 +44,7 @@ def test_readiness_falls_with_each_of_its_checks(healthy: Health, attribute: str
 @pytest.mark.parametrize(("age_s", "ready"), [(REDIS_ANSWER_AGE_S - 1, True), (REDIS_ANSWER_AGE_S + 1, False)])
 def test_readiness_falls_when_redis_stays_silent(healthy: Health, monkeypatch: pytest.MonkeyPatch, age_s: float, ready: bool) -> None:
     now = healthy.redis_answered_at + age_s
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("worker.health.time.monotonic", lambda: now)
     assert healthy.ready()["redis"] is ready
     assert all(healthy.alive().values()), "a silent Redis is no reason to restart the worker"
 

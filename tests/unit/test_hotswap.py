@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Served:
         monkeypatch.setattr(hotswap, "look", self._look)
 
     def start(self) -> None:
-        self.executor = hotswap.ThreadPoolExecutor(1)
+        self.executor = ThreadPoolExecutor(1)
         self.publish("first")
         seen, model = look(self.file), self.open()
         self.running = Running(about_the_pool, LIMITS, self.executor)
@@ -166,7 +167,12 @@ async def test_a_batch_that_fails_while_the_model_changes_is_tried_again_by_the_
 async def test_a_model_is_closed_by_the_thread_that_used_it(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     close = StandIn.close
-    monkeypatch.setattr(StandIn, "close", lambda model: (threads.append(threading.get_ident()), close(model))[1])
+
+    def watched(model: StandIn) -> None:
+        threads.append(threading.get_ident())
+        close(model)
+
+    monkeypatch.setattr(StandIn, "close", watched)
     served.publish("second")
     await until(lambda: served.models["first"].closed)
     assert threads == [await asyncio.wrap_future(served.executor.submit(threading.get_ident))]

@@ -77,7 +77,10 @@ def test_the_columns_found_are_named_where_none_fits(columns: dict[str, list[Any
 @pytest.fixture
 def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory OWNER/NAME, which `datasets` takes for the data set of that name, and a cache of this test's own."""
-    files = {"train": [{"text": "my pool", "label": "pool"}], "test": [{"text": "my car", "label": "car"}, {"text": " ", "label": None}]}
+    files: dict[str, list[dict[str, Any]]] = {
+        "train": [{"text": "my pool", "label": "pool"}],
+        "test": [{"text": "my car", "label": "car"}, {"text": " ", "label": None}],
+    }
     (tmp_path / "owner" / "name").mkdir(parents=True)
     for split, rows in files.items():
         (tmp_path / "owner" / "name" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

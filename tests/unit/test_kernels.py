@@ -37,5 +37,5 @@ def test_kernels_are_looked_for_beside_llama_cpp_alone_and_only_if_none_are_link
 
 def test_the_kernels_have_the_name_of_a_library_if_there_are_several() -> None:
     kernels.load_kernels()
-    there = {path.stem.removeprefix("libggml-cpu-") for path in kernels.DIRECTORY.glob("libggml-cpu-*.so")}
+    there: set[str | None] = {path.stem.removeprefix("libggml-cpu-") for path in kernels.DIRECTORY.glob("libggml-cpu-*.so")}
     assert kernels.cpu_kernels() in (there or {None})

@@ -15,7 +15,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from tests.unit.parts import StandIn, a_card, a_decision
-from worker import pipeline as module
 from worker.classifier import Decision
 from worker.classifier.calibration import Calibration
 from worker.delivery import Delivered, Duplicate, Repeated, Result
@@ -310,7 +309,7 @@ async def test_a_poison_entry_is_not_shown_to_the_model_again(start: Start) -> N
 
 @pytest.mark.parametrize("error", [RedisConnectionError("gone"), ConnectionResetError("gone"), TimeoutError("slow")])
 async def test_redis_errors_are_retried_until_they_pass(start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr("worker.pipeline.random.uniform", lambda *_: 0.01)
     running = await start()
     running.delivery.error = error
     await running.pipeline.submit(entries(3))
@@ -322,7 +321,7 @@ async def test_redis_errors_are_retried_until_they_pass(start: Start, monkeypatc
 
 
 async def test_what_redis_takes_later_does_not_hold_up_what_follows(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr("worker.pipeline.random.uniform", lambda *_: 0.01)
     running = await start(batch_size=2)
     running.delivery.later = {"1-0"}
     await running.pipeline.submit(entries(6))
@@ -336,7 +335,7 @@ async def test_what_redis_takes_later_does_not_hold_up_what_follows(start: Start
 
 
 async def test_what_redis_takes_later_counts_as_in_flight(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr("worker.pipeline.random.uniform", lambda *_: 0.01)
     running = await start(max_in_flight=2)
     running.delivery.later = {"1-0", "2-0"}
     await running.pipeline.submit(entries(2))
@@ -350,7 +349,7 @@ async def test_what_redis_takes_later_counts_as_in_flight(start: Start, monkeypa
 
 
 async def test_a_refusal_is_logged_once_for_each_reason_and_once_when_it_is_over(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.random, "uniform", lambda *_: 0.01)
+    monkeypatch.setattr("worker.pipeline.random.uniform", lambda *_: 0.01)
     running = await start(batch_size=2)
     running.delivery.later = {f"{number}-0" for number in range(1, 7)}
     with capture_logs() as logs:

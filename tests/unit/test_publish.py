@@ -217,7 +217,7 @@ def dies_at(step: int, act: Callable[[], object]) -> bool:
         real(*paths)
 
     def child() -> None:
-        os.replace = counted
+        os.__dict__["replace"] = counted
         act()
 
     process = multiprocessing.get_context("fork").Process(target=child)

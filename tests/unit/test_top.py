@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,9 +45,9 @@ def uncounted(length: int) -> Count:
     return Count(length, None, "1-0")
 
 
-def figures(name: str = "a", published: float = 0.0, latency: tuple[float, float] = (0.0, 0.0), **other: str) -> Figures:
+def figures(name: str = "a", published: float = 0.0, latency: tuple[float, float] = (0.0, 0.0), **other: Any) -> Figures:
     """`latency`: how many took no longer than a second, and how many in all."""
-    told = {"stream": STREAMS.queries, "group": "routers", "model": "made-up abc123"} | other
+    told: dict[str, Any] = {"stream": STREAMS.queries, "group": "routers", "model": "made-up abc123"} | other
     buckets = ((1.0, latency[0]), (math.inf, latency[1]))
     return Figures(consumer=name, published=published, queries=2 * published, calls=published, latency=buckets, **told)
 
