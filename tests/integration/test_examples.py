@@ -18,12 +18,15 @@ import pytest
 import yaml
 from redis import Redis
 
+from tests.integration import stand_in_curl
 from tests.integration.parts import Collector
 from tests.support import PATIENCE_S, ROOT, Queue, RedisServer, WorkerProcess, wait_for
 from worker.settings import PREFIX, Settings
 
 EXAMPLES = ROOT / "deploy" / "examples"
 COMMANDS = re.findall(r"^(?!\{|```)\S.*$", "\n".join(re.findall(r"```console\n(.+?)```", (EXAMPLES / "README.md").read_text(), re.S)), re.M)
+STAND_INS = "stand-ins"
+"""For what a machine may lack, last on the path."""
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -40,7 +43,8 @@ class Backend:
         self.collector, self.directory = collector, directory
         self.queue = Queue(Redis.from_url(redis_url), "pointsman")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "POINTSMAN_"))}
-        self.environment |= {"REDIS_URL": redis_url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        path = (Path(sys.executable).parent, os.environ["PATH"], directory / STAND_INS)
+        self.environment |= {"REDIS_URL": redis_url, "PATH": os.pathsep.join(map(str, path))}
 
     def run(self, command: str) -> str:
         """To its end; returns what it prints."""
@@ -71,6 +75,10 @@ def lay_out(directory: Path) -> None:
     """What the README's commands look for at the project's root."""
     shutil.copytree(EXAMPLES, directory / "deploy" / "examples", ignore=shutil.ignore_patterns("node_modules"))
     (directory / ".venv").symlink_to(sys.prefix)
+    curl = directory / STAND_INS / "curl"
+    curl.parent.mkdir()
+    curl.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(stand_in_curl.__file__)}" "$@"\n')
+    curl.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
