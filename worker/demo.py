@@ -145,7 +145,7 @@ def _routes(samples: Sequence[Sample], arrivals: Arrivals, labels: Sequence[str]
     table.add_column("category", min_width=14, no_wrap=True)
     for column in ("queries", "right", "to review", "wrong"):
         table.add_column(column, justify="right", min_width=len(column), no_wrap=True)
-    table.add_column("went to instead", max_width=30, no_wrap=True)
+    table.add_column("went to instead", max_width=30)
     totals: Counter[str] = Counter()
     for label in (*labels, *([None] if any(s.label is None for s in samples) else [])):
         numbers = [n for n, sample in enumerate(samples) if sample.label == label]
