@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -155,6 +156,7 @@ def split_command(
 def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would run into ours; read when tqdm is imported
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that trl and peft still use
     try:
         app()
     except (RecipeError, BaseError, DataError, BuildError, PublishError, ModelFileError) as error:

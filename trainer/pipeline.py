@@ -18,6 +18,7 @@ import numpy as np
 from trainer import build, dataset, evaluate, gate, parity, processes, publish, thresholds, warm_start, work
 from trainer import parts as examples_of
 from trainer.answers import Answers, ask, prompt_hash
+from trainer.codes import choose_codes
 from trainer.dataset import Example
 from trainer.files import write_json
 from trainer.recipe import Recipe, RecipeError
@@ -26,7 +27,7 @@ from trainer.terminal import Progress, peak_memory_gb
 from trainer.warm_start import Start
 from worker.classifier import Classifier, Decision
 from worker.classifier.calibration import Floats
-from worker.classifier.labels import agreement, choose_codes
+from worker.classifier.labels import agreement
 from worker.classifier.model_file import FORMAT, LoadedModel, ModelCard, content_hash, load, parse_card
 from worker.classifier.prompt import encode_query
 
@@ -294,7 +295,8 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "name": recipe.name,
             "version": "unreleased",
             **recipe.base.record(),
-            "recipe": recipe.model_dump(mode="json", include={"split", "review", "answers"}) | {"training": recipe.schedule().model_dump()},
+            "recipe": recipe.model_dump(mode="json", include={"split", "review", "gate", "answers"})
+            | {"training": recipe.schedule().model_dump()},
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,

@@ -97,6 +97,8 @@ class Continuing(_Section):
     """How many are trained on. Small files are taken whole, so corrections are among them; of larger ones as many as there is room for."""
     epochs: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
+    """The weights that training began with are looked at besides, and the mean of both."""
 
 
 class Review(_Section):
@@ -145,7 +147,7 @@ class Recipe(_Section):
     answers: Literal["codes", "names"] = "codes"
     """Whether the model answers with one token for each label, or, to compare with, with the label's name, which may take several."""
     codes: dict[str, str] = {}
-    """Name -> the single token that the model answers with; labels left out get an opaque one."""
+    """Name -> the single token that the model answers with; labels left out get a word of their name, or a letter."""
     out_of_scope: str | None = None
     prompt: PromptText
     split: Split
@@ -160,7 +162,7 @@ class Recipe(_Section):
         """The hyper-parameters that hold: those of `continuing` take the place of the others where there is a model to start from."""
         if self.start_from is None:
             return self.training
-        return self.training.model_copy(update=self.continuing.model_dump(include={"epochs", "learning_rate"}))
+        return self.training.model_copy(update=self.continuing.model_dump(exclude={"examples"}))
 
     @model_validator(mode="before")
     @classmethod

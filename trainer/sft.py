@@ -34,8 +34,8 @@ from trainer.watch import STATE_FILE, TokenExample, Watch
 
 OTHER_TOKENS_WEIGHT = 0.2
 """How much of the loss is the probability that the model gives to tokens that are no code."""
-TOKENS_AT_ONCE = 512
-"""On a CPU a batch goes through the network in pieces of so many: what is kept for the way back is most of the memory."""
+TOKENS_AT_ONCE = 640
+"""On a CPU a batch goes through the network in even pieces of at most so many: what is kept for the way back is most of the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,8 @@ class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
         model.train()
         inputs = self._prepare_inputs(inputs)
         rows, columns = inputs["input_ids"].shape
-        at_once = rows if torch.cuda.is_available() else max(1, TOKENS_AT_ONCE // columns)
+        pieces = 1 if torch.cuda.is_available() else min(rows, -(-rows * columns // TOKENS_AT_ONCE))
+        at_once = -(-rows // pieces)
         loss = torch.zeros((), device=self.args.device)
         for start in range(0, rows, at_once):
             piece = {name: tensor[start : start + at_once] for name, tensor in inputs.items()}
@@ -257,13 +258,13 @@ class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
         causal = self.accelerator.unwrap_model(model).get_base_model()
         rows, answers = (inputs["labels"] != -100).nonzero(as_tuple=True)
-        mask = inputs["attention_mask"]
+        ids, mask = inputs["input_ids"][:, :-1], inputs["attention_mask"][:, :-1]  # nothing is asked of what follows the answer
         if model.training and self._settings.token_dropout:
             hidden_tokens = torch.rand(mask.shape, device=mask.device) < self._settings.token_dropout
             columns = torch.arange(mask.shape[1], device=mask.device)
             within = (columns > 0) & (columns < answers[:, None] - 1)  # neither the first token, the attention's sink, nor the suffix
             mask = mask * ~(hidden_tokens & within)
-        hidden = causal.model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        hidden = causal.model(input_ids=ids, attention_mask=mask).last_hidden_state
         codes = self._code_ids.to(hidden.device)
         logits = causal.lm_head(hidden[rows, answers - 1]).float()
         truth = (inputs["labels"][rows, answers][:, None] == codes).int().argmax(dim=1)

@@ -14,8 +14,8 @@ import pytest
 from tests.integration.parts import base_file, metadata
 from tests.support import MODEL_DIRECTORY, assert_clear_failure, command
 from trainer.build import ADAPTER_FILE, Adapter, BuildError, build, read_adapter, read_metadata
+from trainer.codes import choose_codes
 from worker.classifier import Classifier
-from worker.classifier.labels import choose_codes
 from worker.classifier.model_file import load
 
 COMMANDS = (("classify", "x"), ("run",))

@@ -127,7 +127,7 @@ def test_a_model_to_start_from_takes_the_short_schedule(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, training=training, continuing=continuing))
     assert recipe.schedule() == recipe.training
     onward = load_recipe(tmp_path / "recipe.yaml", {"start_from": Path("models/mine")}).schedule()
-    assert (onward.epochs, onward.learning_rate, onward.lora_rank) == (1, 0.01, 8)
+    assert (onward.epochs, onward.evaluations_per_epoch, onward.learning_rate, onward.lora_rank) == (1, 1, 0.01, 8)
 
 
 def test_labels_left_out_are_those_of_the_data(tmp_path: Path) -> None:

@@ -6,12 +6,8 @@ connects with the label, or mean nothing at all; docs/decisions.md has the measu
 
 from __future__ import annotations
 
-import itertools
-import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-Tokenize = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,46 +64,3 @@ def agreement(given: Sequence[object], expected: Sequence[object]) -> float:
     if not given:
         raise ValueError("no queries, so no share of them")
     return sum(a == b for a, b in zip(given, expected, strict=True)) / len(given)
-
-
-def _candidates() -> Iterator[str]:
-    for alphabet in (string.ascii_uppercase, string.ascii_lowercase):  # there are vocabularies without capitals
-        for length in (1, 2, 3):
-            for letters in itertools.product(alphabet, repeat=length):
-                yield "".join(letters)
-
-
-def choose_codes(names: Sequence[str], tokenize: Tokenize, given: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """One code per name, each a single token of the vocabulary, no two the same token.
-
-    Args:
-        given: codes that a person chose, by name; the other names get opaque ones, A, B, ... then two and
-            three letters; small ones where there are too few capitals.
-
-    Raises:
-        ValueError: a given code is not a single token, is used twice or belongs to no name; or the vocabulary
-            has fewer single-token codes than are needed.
-    """
-    given = given or {}
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ValueError(f"codes are given for names that are no labels: {', '.join(unknown)}")
-    long = sorted(repr(code) for code in given.values() if len(tokenize(code)) != 1)
-    if long:
-        raise ValueError(f"codes that are not a single token of the vocabulary: {', '.join(long)}")
-    taken = {tokenize(code)[0] for code in given.values()}
-    if len(taken) < len(given):
-        raise ValueError("a code is given twice")
-    opaque: list[str] = []
-    needed = len(names) - len(given)
-    for code in _candidates():
-        if len(opaque) == needed:
-            break
-        tokens = tokenize(code)
-        if len(tokens) == 1 and tokens[0] not in taken:
-            taken.add(tokens[0])
-            opaque.append(code)
-    if len(opaque) < needed:
-        raise ValueError(f"the vocabulary has {len(opaque)} single-token codes, {needed} labels need one each")
-    free = iter(opaque)
-    return tuple(given[name] if name in given else next(free) for name in names)
