@@ -21,6 +21,8 @@ from trainer.fast_gguf import gguf
 
 METADATA_FILE = "pointsman.json"
 ADAPTER_FILE = "adapter.gguf"
+RECORD_FILE = "report.json"
+"""What was measured for the report; see trainer.figures."""
 _STRUCTURAL = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture")
 
 

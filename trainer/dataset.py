@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.files import write_whole
-from trainer.near_duplicates import near_duplicate_clusters, near_duplicates, words
+from trainer.near_duplicates import near_duplicate_clusters, near_duplicates, plain
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 JSON_FIELDS, CSV_FIELDS = ("input", "output"), ("text", "label")
 """Where a row has its text and its label."""
+_BEYOND = "\0"
+"""The name of what a CSV row has beyond its header."""
 
 
 class DataError(Exception):
@@ -70,11 +72,14 @@ def load_rows(source: Path) -> list[Row]:
         if not isinstance(fields, dict):
             problems.append(f"row {number}: not an object but {type(fields).__name__}")
             continue
-        wrong = [name for name in names if not _is_text(fields.get(name))]
+        text, label = fields.get(names[0]), fields.get(names[1])
+        wrong = [name for name, value in zip(names, (text, label), strict=True) if not _is_text(value)]
         if wrong:
             problems.append(f"row {number}: {', '.join(wrong)} missing, empty or not text")
+        elif any(str(field).strip() for field in fields.get(_BEYOND, ())):
+            problems.append(f"row {number}: more fields than the header has; a text that holds a comma must stand in double quotes")
         else:
-            rows.append(Row(number, Example(fields[names[0]], fields[names[1]]), fields))
+            rows.append(Row(number, Example(str(text), str(label).strip()), fields))
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{source} has {len(problems)} bad row(s):\n  " + "\n  ".join(problems[:10]) + more)
@@ -118,7 +123,7 @@ def write_fields(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         raise DataError(f"no row is left to write to {path}")
     if path.suffix == ".csv":
         buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, [name for name in rows[0] if name is not None], extrasaction="ignore")
+        writer = csv.DictWriter(buffer, [name for name in rows[0] if name != _BEYOND], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         content = buffer.getvalue()
@@ -147,7 +152,13 @@ def _is_text(value: Any) -> bool:
 
 def _csv_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:
     try:  # a file, not splitlines(): that also splits at U+2028 and the like
-        yield from enumerate(csv.DictReader(io.StringIO(content, newline="")), start=2)
+        reader = csv.DictReader(io.StringIO(content, newline=""), restkey=_BEYOND)
+        header = reader.fieldnames or []
+        if not set(CSV_FIELDS) <= set(header):
+            raise DataError(
+                f"{path} has bad row(s): its header is {','.join(header)!r}; the columns text and label, parted by a comma, must be in it"
+            )
+        yield from enumerate(reader, start=2)
     except csv.Error as error:
         raise DataError(f"{path} is not CSV: {error}") from error
 
@@ -195,7 +206,7 @@ def split(examples: Sequence[Example], *, seed: int, validation: float, test: fl
         groups[min(member.label for member in members)].append(members)
 
     def place(members: list[Example]) -> str:
-        first = min(" ".join(words(example.text)) for example in members)
+        first = min(plain(example.text) for example in members)
         return hashlib.sha256(f"{seed}:{first}".encode()).hexdigest()
 
     parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
@@ -219,19 +230,26 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
         training: the model's metadata of that name, which tells how the data was split.
 
     Raises:
-        DataError: the file cannot be read, or there is no such part.
+        DataError: the file cannot be read, there is no such part, or nothing in it.
     """
     examples = load_examples(path)
     if part == "all":
         return examples
     for known in PARTS:
         if part == known:
-            return split(examples, **training["recipe"]["split"])[known]
+            found = split(examples, **training["recipe"]["split"])[known]
+            if not found:
+                raise DataError(f"the model takes no {part} part from its data ({path}): give the file that is one, and --split all")
+            return found
     raise DataError(f"there is no split {part!r}: use all, train, validation or test")
 
 
 def without_copies(examples: Sequence[Example], of: Sequence[Example]) -> list[Example]:
     """The examples that are no near-duplicates of any in `of`."""
-    texts = [example.text for example in (*of, *examples)]
-    copies = {right - len(of) for left, right in near_duplicates(texts) if left < len(of) <= right}
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        places[plain(example.text)].append(index)
+    held = list({plain(example.text) for example in of})
+    near = {right - len(held) for left, right in near_duplicates([*held, *places]) if left < len(held) <= right}
+    copies = {index for place, indices in enumerate(places.values()) if place in near for index in indices}
     return [example for index, example in enumerate(examples) if index not in copies]

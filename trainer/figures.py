@@ -21,7 +21,6 @@ from worker.classifier.formats import FORMATS, forget, in_format
 from worker.classifier.labels import agreement
 from worker.classifier.model_file import KEYS, ModelFileError, content_hash, load, parse_card
 
-RECORD_FILE = "report.json"
 _PLAIN = EngineOptions(hold_prefixes=False)
 """Prefixes are held by what came before, which would favour the longest at work."""
 
@@ -51,7 +50,7 @@ def read_record(directory: Path, version: str) -> dict[str, Any]:
     Raises:
         DataError: the file is there but is no record.
     """
-    path = directory / RECORD_FILE
+    path = directory / build.RECORD_FILE
     if not path.is_file():
         return {}
     try:
@@ -68,7 +67,7 @@ def record_for(examples: Sequence[Example], data: Path, split: str, version: str
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> Path:
-    path = directory / RECORD_FILE
+    path = directory / build.RECORD_FILE
     write_json(path, record)
     return path
 

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer import build, dataset, publish, registry
+from trainer import build, dataset, publish, registry, work
+from trainer.files import write_whole
 from trainer.recipe import Review, review_of
 from trainer.registry import Judgement
 from trainer.terminal import DataFile, Directory, Json, SplitName, console
@@ -44,17 +45,23 @@ def rollback(
     model: Directory, to: Annotated[str | None, typer.Option(help="The version; else the one that the present one replaced.")] = None
 ) -> None:
     """Build an earlier version again from what was kept of it, check it, and put it in place."""
-    before = publish.version_in_place(model)
-    with console.status("building"):
-        entry = publish.rollback(model, to)
-    _say_published(model, entry.version, before)
+    with work.alone(model):
+        before = publish.version_in_place(model)
+        with console.status("building"):
+            entry = publish.rollback(model, to)
+        _say_published(model, entry.version, before)
 
 
 @app.command("publish")
 def publish_command(model: Directory) -> None:
     """Publish what the last run left unpublished, although the gate refused it."""
-    entry = publish.publish(model, Judgement(passed=False, reasons=("published by hand",)))
-    _say_published(model, entry.version, entry.replaced)
+    with work.alone(model):
+        measured = model / publish.CANDIDATE / build.RECORD_FILE
+        record = measured.read_bytes() if measured.is_file() else None
+        entry = publish.publish(model, Judgement(passed=False, reasons=("published by hand",)))
+        if record is not None:
+            write_whole(model / build.RECORD_FILE, record)
+        _say_published(model, entry.version, entry.replaced)
 
 
 @app.command()
@@ -72,8 +79,9 @@ def calibrate(
 
     review = review_of(precision, confidence)
     examples = dataset.part_of(data, split, build.read_metadata(model)["training"])
-    entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True))
-    _say_published(model, entry.version, entry.replaced)
+    with work.alone(model):
+        entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True))
+        _say_published(model, entry.version, entry.replaced)
 
 
 @app.command("harvest")
@@ -110,3 +118,12 @@ def harvest_command(
 def _say_published(model: Path, version: str, before: str | None) -> None:
     place = f" in the place of {before}" if before else ""
     console.print(f"published {build.model_file_of(model)}, version {version}{place}", soft_wrap=True)
+    try:
+        from trainer import figures, report  # publishing needs no plots
+    except ModuleNotFoundError:
+        console.print(
+            f"its report is not written, for want of the trainer's libraries: `python -m trainer report {model}` does", soft_wrap=True
+        )
+        return
+    for path in report.write(model, build.read_metadata(model), figures.read_record(model, version)):
+        console.print(f"wrote {path}", soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trainer import build as building
@@ -48,11 +49,11 @@ def evaluate(
     for column in ("label", "n", "precision", "recall", "F1"):
         table.add_column(column, justify="left" if column == "label" else "right")
     for label, row in figures["per_label"].items():
-        table.add_row(label, f"{row['n']:.0f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}")
+        table.add_row(escape(label), f"{row['n']:.0f}", f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}")
     out = Console()
     out.print(table)
     for row in figures["confusions"][:10]:
-        out.print(f"  {row['count']} x {row['label']} taken for {row['given']}")
+        out.print(f"  {row['count']} x {escape(row['label'])} taken for {escape(row['given'])}")
 
 
 @app.command()
@@ -82,7 +83,7 @@ def baseline(
         table.add_column(column, justify="right")
     for way in ("free", "constrained"):
         row = figures[way]
-        used = f"{row['most_used']['label']} {row['most_used']['share']:.0%}"
+        used = f"{escape(row['most_used']['label'])} {row['most_used']['share']:.0%}"
         table.add_row(way, str(row["right"]), f"{row['accuracy']:.1%}", str(row["preamble"]), str(row["invented"]), used)
     Console().print(table)
 

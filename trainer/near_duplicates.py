@@ -20,8 +20,13 @@ def words(text: str) -> list[str]:
     return re.sub(r"[^\w ]+", " ", text.lower().replace("'", "").replace("’", "")).split()
 
 
+def plain(text: str) -> str:
+    """Its words alone: texts that have the same say the same."""
+    return " ".join(words(text))
+
+
 def _trigrams(text: str) -> set[str]:
-    line = f"  {' '.join(words(text))}  "
+    line = f"  {plain(text)}  "
     return {line[i : i + 3] for i in range(len(line) - 2)}
 
 
@@ -50,7 +55,10 @@ def near_duplicates(texts: Sequence[str], threshold: float = NEAR_DUPLICATE) -> 
 
 def near_duplicate_clusters(texts: Sequence[str]) -> list[list[int]]:
     """Indices of all texts, those linked by near-duplication together."""
-    parent = list(range(len(texts)))
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, text in enumerate(texts):
+        places[plain(text)].append(index)  # a thousand equal texts would be half a million pairs
+    parent = list(range(len(places)))
 
     def root(node: int) -> int:
         while parent[node] != node:
@@ -58,12 +66,12 @@ def near_duplicate_clusters(texts: Sequence[str]) -> list[list[int]]:
             node = parent[node]
         return node
 
-    for left, right in near_duplicates(texts):
+    for left, right in near_duplicates(list(places)):
         parent[root(right)] = root(left)
     clusters: dict[int, list[int]] = defaultdict(list)
-    for node in range(len(texts)):
-        clusters[root(node)].append(node)
-    return list(clusters.values())
+    for node, indices in enumerate(places.values()):
+        clusters[root(node)] += indices
+    return [sorted(cluster) for cluster in clusters.values()]
 
 
 _LITTLE_WORDS = frozenset(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer import dataset
-from trainer.dataset import Example, Part
+from trainer.dataset import DataError, Example, Part
 from trainer.recipe import Recipe, with_labels_of
 
 
@@ -18,7 +19,7 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
         start_version: of the model that training goes on from; then so many are trained on as the recipe's `continuing` says.
 
     Raises:
-        DataError: a file cannot be used.
+        DataError: a file cannot be used, or nothing is left to train on or to validate by.
         RecipeError: the labels of the data do not fit the recipe.
     """
     examples = dataset.load_examples(recipe.data)
@@ -30,11 +31,20 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
         if path is not None:
             parts[part] = dataset.load_examples(path)
             dataset.check_labels(parts[part], recipe.labels)
+            _say_repeated(part, path, parts, say)
+    if not parts["validation"]:
+        raise DataError(
+            f"no example of {recipe.data} falls into the validation part: a label needs {math.ceil(0.5 / recipe.split.validation)} "
+            "that are not nearly the same; add examples, raise split.validation, or name a file of their own (validation)"
+        )
+    _say_untested(recipe, parts, say)
     learnt = [parts["train"], *(_train_only(recipe, path, parts, say) for path in recipe.train_only)]
     if start_version is not None:
         parts["train"] = fair_share(learnt, recipe.continuing.examples, f"{recipe.training.seed}:{start_version}")
     else:
         parts["train"] = [example for file in learnt for example in file]
+    if not parts["train"]:
+        raise DataError(f"no example of {recipe.data} is left to train on: the parts that are held out take all")
     return recipe, parts
 
 
@@ -45,6 +55,21 @@ def fair_share(files: Sequence[Sequence[Example]], room: int, seed: str) -> list
         share = (room - len(taken)) // (len(files) - place)
         taken += examples if len(examples) <= share else random.Random(seed).sample(examples, share)
     return taken
+
+
+def _say_repeated(part: Part, path: Path, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> None:
+    """How much of a held-out file the model will have seen: it is measured all the same, since a public test file is what it is."""
+    others: list[Example] = [example for other in ("train", "validation") if other != part for example in parts[other]]
+    seen = len(parts[part]) - len(dataset.without_copies(parts[part], of=others))
+    if seen:
+        say(f"data      {seen} of {len(parts[part])} examples of {path} are nearly in the other parts: figures measured by them flatter")
+
+
+def _say_untested(recipe: Recipe, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> None:
+    for part in ("validation", "test"):
+        absent = sorted(set(recipe.labels) - {example.label for example in parts[part]})
+        if parts[part] and absent:
+            say(f"data      no {part} examples of {', '.join(absent)}: nothing is known of how well these are told")
 
 
 def _train_only(recipe: Recipe, path: Path, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> list[Example]:

@@ -25,7 +25,7 @@ from trainer.recipe import Recipe, RecipeError
 from trainer.registry import Judgement
 from trainer.terminal import Progress, peak_memory_gb
 from trainer.warm_start import Start
-from worker.classifier import Classifier, Decision
+from worker.classifier import Decision
 from worker.classifier.calibration import Floats
 from worker.classifier.labels import agreement
 from worker.classifier.model_file import FORMAT, LoadedModel, ModelCard, content_hash, load, parse_card
@@ -94,11 +94,13 @@ def _run(
     force: bool,
     fresh: bool,
 ) -> Outcome | None:
-    published = _published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
     vocabulary = load(base, vocab_only=True)
     codes, answer_ids = _answers(recipe, vocabulary, start)
     tokens = {part: _tokens(recipe, vocabulary, answer_ids, parts[part]) for part in ("train", "validation")}
     vocabulary.close()
+    if start is not None:
+        _say_seen(start, parts, say)
+    published = _published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
 
     directory = recipe.output / publish.CANDIDATE
     before = time.monotonic() - started
@@ -188,6 +190,14 @@ def _train(
     return log
 
 
+def _say_seen(start: Start, parts: Mapping[dataset.Part, Sequence[Example]], say: Say) -> None:
+    """Data that has grown is split anew, so the model that training goes on from may have learnt what is now held out."""
+    for part in HELD_OUT:
+        then = start.data_sha256.get(part)
+        if then is not None and parts[part] and then != dataset.fingerprint(parts[part]):
+            say(f"          {start.version} had another {part} part: it may have learnt some of these examples")
+
+
 def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say, progress: Progress) -> Published | None:
     """Asked before training, which takes long: a model that cannot be compared with is better known before."""
     path = build.model_file_of(recipe.output)
@@ -197,9 +207,7 @@ def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say, p
         if force:
             return None
         raise RecipeError(f"without a test split no model can be compared with {path}: set split.test or test, or give --force")
-    if not path.is_file():
-        publish.build_model(recipe.output, lambda *done: progress("building the present model", *done))
-    classifier = Classifier.open(path)
+    classifier = publish.open_model(recipe.output, lambda *done: progress("building the present model", *done))
     decided = evaluate.decide(classifier, test, lambda done: progress("asking the present model", done, len(test)))
     answers = [decision.label for decision in decided]
     card = classifier.card
@@ -221,6 +229,11 @@ def _unlike_the_network(recipe: Recipe, served: Answers, tokens: Sequence[Any], 
     whole = served.lengths < recipe.training.max_query_tokens
     if other := int((whole & ~alike).sum()):
         return f"{other} queries of the validation split have other token ids in the GGUF than they had in training"
+    if not alike.any():
+        return (
+            f"network and GGUF cannot be compared: all queries of the validation split are longer than training.max_query_tokens "
+            f"({recipe.training.max_query_tokens}), so the model has learnt from beginnings and ends; raise it"
+        )
     found = parity.compare("the trained network", trained[alike], served.scores[alike])
     say(f"parity    network and GGUF: {found.same_label:.1%} same label, probabilities {found.mean_difference:.4f} apart on average")
     return parity.complaint(found, recipe.gate)
@@ -252,14 +265,24 @@ def _report(recipe: Recipe, directory: Path, metadata: Mapping[str, Any], test: 
 
 
 def _answers(recipe: Recipe, vocabulary: LoadedModel, start: Start | None) -> tuple[Sequence[str], list[list[int]]]:
-    """What the model answers for each label, and its token ids."""
+    """What the model answers for each label, and its token ids.
+
+    Raises:
+        RecipeError: a code cannot be used.
+    """
 
     def tokenize(text: str) -> list[int]:
         return vocabulary.tokenize(text, parse_special=False)
 
     names = list(recipe.labels)
     given = {name: code for name, code in (start.codes if start else {}).items() if name in recipe.labels} | recipe.codes
-    codes = choose_codes(names, tokenize, given) if recipe.answers == "codes" else [f" {name}" for name in names]
+    if recipe.answers == "names":
+        codes: Sequence[str] = [f" {name}" for name in names]
+    else:
+        try:
+            codes = choose_codes(names, tokenize, given)
+        except ValueError as error:
+            raise RecipeError(f"codes{' of the recipe and of the model it goes on from' if start else ''}: {error}") from error
     return codes, [tokenize(code) for code in codes]
 
 
@@ -274,7 +297,10 @@ def _tokens(recipe: Recipe, vocabulary: LoadedModel, answer_ids: Sequence[list[i
         return vocabulary.tokenize(text, parse_special=False)
 
     limit = recipe.training.max_query_tokens
-    return [TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, answer[example.label]) for example in examples]
+    return [
+        TokenExample(prefix + encode_query(example.text, suffix, plain, limit).ids, answer[example.label], (len(prefix), len(suffix)))
+        for example in examples
+    ]
 
 
 def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, list[Example]], log: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _STYLE: Any = {
     "axes.edgecolor": GREY,
     "legend.frameon": False,
     "svg.fonttype": "path",
+    "text.parse_math": False,
 }
 
 

@@ -140,6 +140,22 @@ def build_model(directory: Path, progress: Progress = lambda _done, _total: None
     runtimes.write(directory, build.read_metadata(directory), model)
 
 
+def open_model(directory: Path, progress: Progress = lambda _done, _total: None) -> Classifier:
+    """The model that a directory holds, as it is served: its GGUF is built first if there is none, or that of another version.
+
+    Raises:
+        BuildError, BaseError, ModelFileError: it cannot be built, or cannot be used.
+    """
+    path, version = build.model_file_of(directory), version_in_place(directory)
+    if path.is_file():
+        classifier = Classifier.open(path)
+        if version in (None, classifier.card.version):
+            return classifier
+        classifier.close()
+    build_model(directory, progress)
+    return Classifier.open(path)
+
+
 def candidate_file(directory: Path) -> Path:
     """The GGUF of a model that is trained and not yet published."""
     return directory / CANDIDATE / build.model_file_of(directory).name

@@ -30,30 +30,27 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
         PublishError: an unpublished candidate is in the way, or publishing fails.
         DataError, BuildError, RecipeError, ModelFileError: the data does not fit, or the model cannot be used or built.
     """
-    work = directory / publish.CANDIDATE
-    if work.exists():
-        raise PublishError(f"{work} holds what a run left: publish it (python -m trainer publish {directory}), or remove it")
-    model = build.model_file_of(directory)
-    if not model.is_file():
-        publish.build_model(directory)
+    candidate = directory / publish.CANDIDATE
+    if candidate.exists():
+        raise PublishError(f"{candidate} holds what a run left: publish it (python -m trainer publish {directory}), or remove it")
     metadata = build.read_metadata(directory)
     names = [label["name"] for label in metadata["labels"]["labels"]]
     dataset.check_labels(examples, names)
-    classifier = Classifier.open(model)
+    classifier = publish.open_model(directory)
     scores = classifier.log_probabilities([classifier.encode(example.text) for example in examples])
     classifier.close()
     truth = [names.index(example.label) for example in examples]
     calibration = thresholds.calibrate(scores, truth, names, metadata["labels"]["out_of_scope"], review)
     say(f"calibrate on {len(examples)} queries of {source}: {thresholds.in_words(calibration)}")
 
-    work.mkdir()
+    candidate.mkdir()
     try:
-        shutil.copy2(directory / build.ADAPTER_FILE, work / build.ADAPTER_FILE)
-        _write(directory, work, metadata | {"calibration": calibration}, examples, review)
+        shutil.copy2(directory / build.ADAPTER_FILE, candidate / build.ADAPTER_FILE)
+        _write(directory, candidate, metadata | {"calibration": calibration}, examples, review)
         reason = f"calibrated anew on {len(examples)} queries of {source}"
         return publish.publish(directory, Judgement(passed=True, reasons=(reason,)))
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(candidate, ignore_errors=True)
 
 
 def _write(directory: Path, work: Path, metadata: dict[str, Any], examples: Sequence[Example], review: Review) -> None:

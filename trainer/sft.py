@@ -115,36 +115,40 @@ def train_adapter(
     directory = output.parent / "checkpoints"
     watch = Watch(directory, settings, validation, answer_ids, -(-len(train) // settings.batch_size), progress, say)
     by_code = recipe.answers == "codes"
+    args = trl.SFTConfig(
+        output_dir=str(output.parent),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        completion_only_loss=True,
+        max_length=None,
+        packing=False,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=on_gpu,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if processes.count() == 1:
+        args._n_gpu = min(1, args.n_gpu)  # else transformers would multiply the batch by the machine's GPUs
     trainer = _AnswerTrainer(
         code_ids=[code for (code,) in answer_ids] if by_code else None,
         settings=settings,
+        around=train[0].around,
         watch=watch,
         model=model,
         processing_class=tokenizer,
         train_dataset=_dataset(train, [] if by_code else [model.config.eos_token_id]),
-        args=trl.SFTConfig(
-            output_dir=str(output.parent),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup_ratio,
-            weight_decay=settings.weight_decay,
-            completion_only_loss=True,
-            max_length=None,
-            packing=False,
-            bf16=dtype == torch.bfloat16,
-            use_cpu=not on_gpu,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=on_gpu,
-            seed=settings.seed,
-            data_seed=settings.seed,
-            eval_strategy="no",
-            save_strategy="no",
-            logging_steps=10,
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        args=args,
         callbacks=[watch],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -212,10 +216,11 @@ class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
     may prefer a piece of a wrong one.
     """
 
-    def __init__(self, *, code_ids: Sequence[int] | None, settings: Training, watch: Watch, **kwargs: Any) -> None:
+    def __init__(self, *, code_ids: Sequence[int] | None, settings: Training, around: tuple[int, int], watch: Watch, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._code_ids = None if code_ids is None else torch.tensor(code_ids)
         self._settings = settings
+        self._around = around
         self._watch = watch
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> _ByLength:
@@ -228,13 +233,14 @@ class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
         model.train()
         inputs = self._prepare_inputs(inputs)
         rows, columns = inputs["input_ids"].shape
-        pieces = 1 if torch.cuda.is_available() else min(rows, -(-rows * columns // TOKENS_AT_ONCE))
+        pieces = 1 if torch.cuda.is_available() else -(-rows // max(1, TOKENS_AT_ONCE // columns))
         at_once = -(-rows // pieces)
+        answered = (inputs["labels"] != -100).sum()
         loss = torch.zeros((), device=self.args.device)
         for start in range(0, rows, at_once):
             piece = {name: tensor[start : start + at_once] for name, tensor in inputs.items()}
             with self.compute_loss_context_manager():
-                share = self.compute_loss(model, piece) * (len(piece["input_ids"]) / rows)
+                share = self.compute_loss(model, piece) * ((piece["labels"] != -100).sum() / answered)
             self.accelerator.backward(share)
             loss += share.detach()
         if processes.count() > 1:  # the loss goes around the wrapper that averages gradients over several processes
@@ -262,7 +268,8 @@ class _AnswerTrainer(trl.SFTTrainer):  # type: ignore[misc]
         if model.training and self._settings.token_dropout:
             hidden_tokens = torch.rand(mask.shape, device=mask.device) < self._settings.token_dropout
             columns = torch.arange(mask.shape[1], device=mask.device)
-            within = (columns > 0) & (columns < answers[:, None] - 1)  # neither the first token, the attention's sink, nor the suffix
+            before, after = self._around
+            within = (columns >= max(1, before)) & (columns < answers[:, None] - after)  # the first token is the attention's sink
             mask = mask * ~(hidden_tokens & within)
         hidden = causal.model(input_ids=ids, attention_mask=mask).last_hidden_state
         codes = self._code_ids.to(hidden.device)

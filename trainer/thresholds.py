@@ -95,7 +95,8 @@ def _every_fourth(n: int) -> npt.NDArray[np.bool_]:
 def in_words(calibration: Mapping[str, Any]) -> str:
     """One line about a calibration."""
     said = f"temperature {calibration['temperature']:.3f}, "
-    said += "nothing is routed" if calibration["threshold"] == NEVER else f"threshold {calibration['threshold']:.3f}"
+    others = "of labels without a threshold of their own nothing" if calibration.get("thresholds") else "nothing"
+    said += f"{others} is routed" if calibration["threshold"] == NEVER else f"threshold {calibration['threshold']:.3f}"
     if found := calibration.get("guarantee"):
         own = calibration["thresholds"].values()
         said += f", {len(own)} labels with one of their own, {sum(value == NEVER for value in own)} of them not routed"

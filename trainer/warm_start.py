@@ -19,6 +19,8 @@ class Start:
     version: str
     codes: Mapping[str, str]
     """What it answers with, by label: it should go on doing so."""
+    data_sha256: Mapping[str, str]
+    """Of each part that it was trained and measured with, where that is recorded."""
 
 
 def read(recipe: Recipe) -> Start:
@@ -26,7 +28,7 @@ def read(recipe: Recipe) -> Start:
 
     Raises:
         BuildError: there is none.
-        RecipeError: it has another base or prompt than the recipe, or an adapter of another shape.
+        RecipeError: it has another base, prompt or kind of answers than the recipe, or an adapter of another shape.
     """
     directory = recipe.start_from
     assert directory is not None
@@ -34,10 +36,14 @@ def read(recipe: Recipe) -> Start:
     publish.mend(directory)
     if Base.recorded_in(metadata["training"]).record() != recipe.base.record() or metadata["prompt"] != recipe.prompt.model_dump():
         raise RecipeError(f"the model in {directory} has another base or prompt than the recipe, so training cannot go on from it")
+    answers = metadata["training"]["recipe"].get("answers", "codes")
+    if answers != recipe.answers:
+        raise RecipeError(f"the model in {directory} answers with {answers}, the recipe with {recipe.answers}: give --answers {answers}")
     adapter = build.read_adapter(directory / build.ADAPTER_FILE)
     _check(adapter, recipe.training)
     codes = {label["name"]: label["code"] for label in metadata["labels"]["labels"]}
-    return Start(adapter, metadata["training"]["version"], codes)
+    data = metadata["training"].get("data_sha256")
+    return Start(adapter, metadata["training"]["version"], codes, data if isinstance(data, dict) else {})
 
 
 def _check(adapter: Adapter, training: Training) -> None:

@@ -33,6 +33,8 @@ class TokenExample:
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    around: tuple[int, int] = (1, 1)
+    """How many of the first and of the last belong to prefix and suffix."""
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

@@ -49,7 +49,7 @@ def prepare(directory: Path, inputs: Mapping[str, str], *, fresh: bool = False) 
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """One run at a time in a model's directory.
+    """One command at a time changes a model's directory.
 
     Raises:
         RecipeError: another one is at work there.
@@ -57,10 +57,11 @@ def alone(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     lock = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecipeError(f"another command is at work in {directory}: wait until it ends; a run may name another --output") from error
         yield
-    except BlockingIOError as error:
-        raise RecipeError(f"another run is at work in {directory}: wait for it, or name another --output") from error
     finally:
         os.close(lock)
 

@@ -29,11 +29,11 @@ from prometheus_client import make_asgi_app
 
 from worker import __version__, recovery
 from worker.classifier import ModelCard
-from worker.connection import POLLING_S, check_redis, connect, make_broker
+from worker.connection import POLLING_S, check_redis, connect, make_broker, parse
 from worker.delivery import Delivery
 from worker.errors import REDIS_ERRORS, Fatal
 from worker.health import Health, endpoint
-from worker.hotswap import HotSwap, look
+from worker.hotswap import HotSwap, Seen, look
 from worker.messages import Entry
 from worker.metrics import Metrics
 from worker.pipeline import Decides, Limits, Pipeline
@@ -72,7 +72,7 @@ async def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     worker = Worker(settings, open_model)
     with _bind(settings) as http_socket:
-        await worker.check_redis()
+        await worker.join_group()
         config = uvicorn.Config(worker.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
         # uvicorn would end the process by the signal again, after a graceful stop: no exit code 0 then.
@@ -119,8 +119,7 @@ class Worker:
 
     def __init__(self, settings: Settings, open_model: Callable[[Settings], Decides]) -> None:
         self.settings = settings
-        seen = look(settings.model)  # before it is opened, so that what comes after is noticed
-        model = open_model(settings)
+        seen, model = _open(settings, open_model)
         self.streams = Streams(settings.namespace)
         self.redis = connect(settings)
         self.metrics = Metrics()
@@ -170,14 +169,20 @@ class Worker:
         self.broker, self._subscriber = self._make_broker()
         self.app = self._make_app()
 
-    async def check_redis(self) -> None:
-        """Raises Fatal unless Redis answers."""
+    async def join_group(self) -> None:
+        """Raises Fatal unless Redis answers, and has or makes the consumer group."""
         await check_redis(self.redis, self.settings)
+        try:
+            await recovery.make_group(self.redis, self.streams.queries, self.settings.group)
+        except REDIS_ERRORS as error:
+            where = parse(self.settings.redis_url.get_secret_value()).shown
+            raise Fatal(f"Redis at {where} does not make the group {self.settings.group} of {self.streams.queries}: {error}") from error
 
     def abandon(self) -> None:
-        """Give up what is in flight; it stays pending."""
-        if self._working is not None:
-            self._working.cancel()
+        """Give up what is in flight, and what waits for room; it stays pending."""
+        for task in (self._working, *self._subscriber.tasks):
+            if task is not None:
+                task.cancel()
 
     def _make_broker(self) -> tuple[RedisBroker, Any]:
         settings = self.settings
@@ -245,7 +250,6 @@ class Worker:
     @asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
         settings = self.settings
-        await recovery.make_group(self.redis, self.streams.queries, settings.group)
         self._working = asyncio.create_task(self.pipeline.run())
         upkeep = Upkeep(self.redis, self.streams.queries, settings, self.pipeline, self.metrics, self.health)
         work = [upkeep.watch(self._subscriber, lambda: self.on_started()), upkeep.claim(), upkeep.keep_fresh()]
@@ -256,6 +260,9 @@ class Worker:
             task.add_done_callback(self._part_ended)
         try:
             yield
+        except Exception as error:  # FastStream could not start to read: uvicorn would serve on without it
+            self._fail(error)
+            raise
         finally:
             self.health.stopping = True
             await _end(background)
@@ -263,9 +270,12 @@ class Worker:
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.failure, self.health.pipeline_failed = error, True
-            log.critical("a part of the worker failed, stopping", exc_info=error)
-            self.on_failure()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure, self.health.pipeline_failed = error, True
+        log.critical("a part of the worker failed, stopping", exc_info=error)
+        self.on_failure()
 
     async def _drain(self) -> None:
         """Deliver what is in flight, release the rest so that others claim it at once, leave the group."""
@@ -276,7 +286,10 @@ class Worker:
             await _end(unfinished)
         try:
             idle_ms = int(settings.claim_after_s * 1000)
-            left = await recovery.release(self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms)
+            blameless = not self.health.inference_stuck()
+            left = await recovery.release(
+                self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms, blameless=blameless
+            )
             log.info("stopped", released=left)
         except REDIS_ERRORS as error:
             log.error("could not release what is in flight; others claim it later", error=str(error), after_s=settings.claim_after_s)
@@ -284,6 +297,17 @@ class Worker:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         self._inference_thread.shutdown(wait=not self.health.inference_stuck())
+
+
+def _open(settings: Settings, open_model: Callable[[Settings], Decides]) -> tuple[Seen | None, Decides]:
+    """The model, and its file as it was all the while: else another than the verified one might decide."""
+    while True:
+        seen = look(settings.model)
+        model = open_model(settings)
+        if look(settings.model) == seen:
+            return seen, model
+        log.warning("the model file was replaced while it was opened, opening it again", path=str(settings.model))
+        model.close()
 
 
 def _open_tracing(settings: Settings, streams: Streams) -> Tracing:

@@ -30,7 +30,7 @@ from worker.errors import Fatal
 from worker.logs import configure
 from worker.model import open_classifier
 from worker.settings import load_settings
-from worker.terminal import Json, Model, Namespace, RedisUrl, Texts, err, out, stdin_lines
+from worker.terminal import Json, Model, Namespace, RedisUrl, Texts, err, out, safe, stdin_lines
 
 EMBEDDED_DIRECTORY = Path(".pointsman/redis")
 CHUNK = 64
@@ -116,7 +116,7 @@ def _print_decision(text: str, decision: Decision, as_json: bool) -> None:
         }
         print(json.dumps(row, ensure_ascii=False), flush=True)
         return
-    line = Text.assemble((f"{decision.label:<16}", "bold"), f" {decision.confidence:6.1%}  ", (text, "dim"))
+    line = Text.assemble((f"{decision.label:<16}", "bold"), f" {decision.confidence:6.1%}  ", (safe(text), "dim"))
     out.print(line, soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from faststream.redis import RedisBroker, RedisClusterBroker, RedisSentinelBroker
 from redis.asyncio import Redis, RedisCluster, Sentinel
@@ -22,7 +22,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, RedisError
 
 from worker.errors import REDIS_ERRORS, Fatal, SettingsError
 from worker.settings import Settings
@@ -52,7 +52,7 @@ class Address:
 def parse(url: str) -> Address:
     """Raises SettingsError if the URL is malformed."""
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
         base, _, kind = parts.scheme.partition("+")
         user, at, hosts = parts.netloc.rpartition("@")
         names = [name for name in parts.path.split("/") if name]
@@ -66,6 +66,8 @@ def parse(url: str) -> Address:
         query = f"?{parts.query}" if parts.query else ""
         plain = f"{base}://{user}{at}{hosts.split(',')[0]}{path}{query}"
         options: Mapping[str, Any] = parse_url(plain)
+        if kind == "cluster" and options.get("db"):
+            raise ValueError(f"a cluster has no databases: leave out /{options['db']}")
     except ValueError as error:
         raise SettingsError(f"POINTSMAN_REDIS_URL is not a Redis URL: {error}") from error
     shown = parts.path if base == "unix" else hosts + (f" (master {master})" if kind == "sentinel" else "")
@@ -79,13 +81,22 @@ def _check_options(options: Mapping[str, Any]) -> None:
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2]
         raise SettingsError(f"POINTSMAN_REDIS_URL has an option {unknown} that there is not; those of TLS need rediss://") from error
+    except (RedisError, ValueError) as error:
+        raise SettingsError(f"POINTSMAN_REDIS_URL has an option with a value that cannot be: {error}") from error
     for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"):
         if (path := options.get(name)) and not Path(path).exists():
             raise SettingsError(f"POINTSMAN_REDIS_URL: {name} names {path}, which is not there")
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # whose text may quote the password
+        raise ValueError("its user, password or host has a sign that must be percent-encoded, such as [ (%5B) or ] (%5D)") from None
+
+
 def _node(host: str, default_port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{host}")
+    parts = _split(f"//{host}")
     try:
         return parts.hostname or "localhost", parts.port or default_port
     except ValueError:  # whose text may quote a piece of the password

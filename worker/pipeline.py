@@ -37,6 +37,7 @@ from worker.metrics import Metrics
 from worker.routing import Streams, route
 
 log = structlog.get_logger("pointsman.pipeline")
+_NO_ASCII = bytes(range(128, 256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,10 @@ class Pipeline:
             return batch
 
     def _estimated_tokens(self, entry: Entry) -> int:
-        """From the bytes of its text, which is not parsed yet: four bytes a token is usual."""
-        text = entry.fields.get(TEXT_FIELD) or entry.fields.get(ENVELOPE_FIELD) or b""
-        return min(len(text) // 4 + 1, self._limits.max_query_tokens)
+        """From the bytes of its text, which is not parsed yet: four letters a token is usual, a byte where there is no alphabet for it."""
+        text = entry.fields.get(ENVELOPE_FIELD) or entry.fields.get(TEXT_FIELD) or b""
+        letters = len(text.translate(None, _NO_ASCII))
+        return min(letters // 4 + len(text) - letters + 1, self._limits.max_query_tokens)
 
     async def _decide(self, batch: Sequence[tuple[Entry, float]]) -> list[Outgoing]:
         taken_up = time.perf_counter()

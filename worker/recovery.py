@@ -12,17 +12,35 @@ from redis.exceptions import ResponseError
 from worker.messages import Entry
 
 _CLAIM = """
-local claimed = {}
-for _, row in ipairs(redis.call("XPENDING", KEYS[1], ARGV[1], "IDLE", ARGV[3], "-", "+", ARGV[4])) do
-  local id, times = row[1], row[4] + 1
-  local entry = redis.call("XRANGE", KEYS[1], id, id)[1]
-  if entry then
-    redis.call("XCLAIM", KEYS[1], ARGV[1], ARGV[2], 0, id, "RETRYCOUNT", times, "JUSTID")
-    claimed[#claimed + 1] = { id, entry[2], times }
-  else
-    redis.call("XACK", KEYS[1], ARGV[1], id)
+local idle_ms, count = tonumber(ARGV[3]), tonumber(ARGV[4])
+local claimed, start, consumers = {}, "-", nil
+
+local function lives(name)
+  if not consumers then
+    consumers = {}
+    for _, row in ipairs(redis.call("XINFO", "CONSUMERS", KEYS[1], ARGV[1])) do
+      local consumer = {}
+      for at = 1, #row, 2 do consumer[row[at]] = row[at + 1] end
+      consumers[consumer.name] = consumer.idle < idle_ms
+    end
   end
+  return consumers[name]
 end
+
+repeat
+  local rows = redis.call("XPENDING", KEYS[1], ARGV[1], "IDLE", idle_ms, start, "+", count)
+  for _, row in ipairs(rows) do
+    local id, times = row[1], row[4] + 1
+    local entry = redis.call("XRANGE", KEYS[1], id, id)[1]
+    if entry then
+      redis.call("XCLAIM", KEYS[1], ARGV[1], ARGV[2], 0, id, "RETRYCOUNT", times, "JUSTID")
+      claimed[#claimed + 1] = { id, entry[2], times }
+    elseif not lives(row[2]) then
+      redis.call("XACK", KEYS[1], ARGV[1], id)
+    end
+    start = "(" .. id
+  end
+until #claimed > 0 or #rows < count
 return claimed
 """
 _KEEP_FRESH = """
@@ -105,7 +123,8 @@ async def claim_stuck(redis: Redis, queries: str, group: str, consumer: str, *, 
     """Claim entries that no one has touched for `idle_ms`, the oldest first, with how often they were delivered.
 
     XAUTOCLAIM would look at ten times `count` pending entries and go no further, however fresh those are, and before Redis 7 it
-    stumbles over entries that were deleted from the stream. Those are no longer pending after this.
+    stumbles over entries that were deleted from the stream. Those are no longer pending after this, unless the worker that
+    holds them lives: it still has their text, and will deliver them.
     """
     rows = await redis.eval(_CLAIM, 1, queries, group, consumer, idle_ms, count)
     return [Entry(entry_id.decode(), dict(zip(fields[::2], fields[1::2], strict=True)), times) for entry_id, fields, times in rows]
@@ -129,18 +148,28 @@ async def forget_dead_consumers(redis: Redis, queries: str, group: str, *, idle_
     return int(await redis.eval(_FORGET, 1, queries, group, idle_ms))
 
 
-async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int) -> int:
+async def release(redis: Redis, queries: str, group: str, consumer: str, *, idle_ms: int, blameless: bool = True) -> int:
     """Let others claim at once what this consumer still holds, and leave the group if that is nothing.
 
-    Returns the number of entries released. Their delivery count stays as it is: no fault of theirs.
+    Args:
+        blameless: it is no fault of theirs, so this delivery is not counted: else entries that are handed over again and again,
+            since Redis does not take their results, would be held for poison.
+
+    Returns the number of entries released.
     """
     released = 0
     start = "-"
     while rows := await redis.xpending_range(queries, group, min=start, max="+", count=500, consumername=consumer):
-        ids: list[Any] = [row["message_id"] for row in rows]
-        await redis.xclaim(queries, group, consumer, min_idle_time=0, message_ids=ids, idle=idle_ms, justid=True)
-        released += len(ids)
-        start = f"({ids[-1].decode()}"
+        last: Any = rows[-1]["message_id"]
+        by_count: dict[int, list[Any]] = {}
+        for row in rows:
+            by_count.setdefault(int(row["times_delivered"]) - blameless, []).append(row["message_id"])
+        for times, ids in by_count.items():
+            await redis.xclaim(
+                queries, group, consumer, min_idle_time=0, message_ids=ids, idle=idle_ms, retrycount=max(times, 0), justid=True
+            )
+        released += len(rows)
+        start = f"({last.decode()}"
     await redis.eval(_LEAVE, 1, queries, group, consumer)
     return released
 
@@ -159,8 +188,8 @@ async def backlog(redis: Redis, queries: str, group: str) -> Backlog | None:
             first = (await redis.xpending(queries, group))["min"] if pending else None
             oldest = first.decode() if first else None
             lag = row.get("lag")
-            if lag is None and not await _goes_on(redis, queries, read_to):
-                lag = 0
+            if lag != 0 and not await _goes_on(redis, queries, read_to):
+                lag = 0  # some versions go on counting entries that were trimmed before they were read (redis/redis#13957)
             return Backlog(None if lag is None else int(lag), pending, _just_before(oldest) if oldest else read_to, oldest)
     return None
 

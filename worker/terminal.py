@@ -30,6 +30,11 @@ def progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
+def safe(text: str) -> str:
+    """Texts and names come from strangers: what would move the cursor, or more, is no part of them."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 def stdin_lines() -> Iterator[str]:
     """The lines of standard input that hold anything."""
     if sys.stdin.isatty():

@@ -261,7 +261,7 @@ class DeliveryAgainstModel(RuleBasedStateMachine):
         mine = [held for held in self.pending.values() if held.consumer == consumer]
         assert self.run(recovery.release(self.client, self.streams.queries, GROUP, consumer, idle_ms=LONG_IDLE_MS)) == len(mine)
         for held in mine:
-            held.released = True
+            held.released, held.deliveries = True, max(held.deliveries - 1, 0)
         self._let_go_of_deleted()
         if not mine:
             assert consumer not in self._consumers(), "did not leave the group"

@@ -143,7 +143,7 @@ def test_entries_that_a_stopping_worker_cannot_finish_are_released(start_worker:
     released = queue.pending_rows()
     assert released, "nothing was left to release"
     assert all(row["time_since_delivered"] >= 1000 * ONLY_RELEASED["claim_after_s"] for row in released)
-    assert {row["times_delivered"] for row in released} == {1}, "a release is not a failed delivery"
+    assert {row["times_delivered"] for row in released} == {0}, "however often it is handed over, it is no poison"
     second = start_worker(**ONLY_RELEASED)
     queue.assert_each_once(ids)
     assert second.metrics()["pointsman_reclaimed_total"] == len(released)

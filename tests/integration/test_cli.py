@@ -18,7 +18,8 @@ import pytest
 
 from tests.conftest import StartWorker
 from tests.support import MODEL, PATIENCE_S, ROOT, Queue, RedisServer, assert_clear_failure, command, environment, wait_for
-from worker.embedded_redis import free_port
+from worker.embedded_redis import embedded_redis, free_port
+from worker.errors import Fatal
 
 
 def rows(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
@@ -262,3 +263,35 @@ def test_the_demo_refuses_a_file_without_queries(tmp_path: Path, model_file: Pat
     broken.write_text('{"text": "a"}\n{"label": "b"}\n')
     for path, words in ((tmp_path / "none", "no file of queries"), (empty, "holds no queries"), (broken, "line 2")):
         assert_clear_failure(command("demo", "--queries", path, "--model", model_file), words, exit_code=1)
+
+
+def test_a_dead_letter_that_cannot_be_sent_again_keeps_no_other_from_it(queue: Queue, redis_url: str) -> None:
+    where: dict[str, Any] = {"redis_url": redis_url, "namespace": queue.namespace}
+    letters: list[dict[Any, Any]] = [
+        {"pointsman.reason": "missing_text", "pointsman.id": "1-1"},
+        {f"field{number}": "x" for number in range(5000)},
+        {"text": "hello", "pointsman.reason": "poison"},
+    ]
+    for letter in letters:
+        queue.redis.xadd(queue.streams.dead, letter)
+    done = command("dead", "replay", "--all", **where)
+    stderr = done.stderr.decode()
+    assert done.returncode == 1
+    assert "stays: it had no field of its own" in stderr
+    assert "stays: it has 5000 fields" in stderr
+    assert "replayed 1 of 3" in stderr
+    assert [fields for _, fields in queue.read(queue.streams.queries)] == [{b"text": b"hello"}]
+
+
+def test_a_group_that_redis_does_not_make_ends_the_worker_with_one_line(queue: Queue, redis_url: str, model_file: Path) -> None:
+    queue.redis.set(queue.streams.queries, "no stream")
+    done = command("run", redis_url=redis_url, namespace=queue.namespace, model=model_file, http_port=0)
+    assert_clear_failure(done, f"does not make the group routers of {queue.streams.queries}: WRONGTYPE", exit_code=1)
+
+
+def test_a_second_embedded_redis_with_the_same_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.embedded_redis._PATIENCE_S", 0.2)
+    with embedded_redis(tmp_path), pytest.raises(Fatal, match="another embedded Redis has its data in"), embedded_redis(tmp_path):
+        pass
+    with embedded_redis(tmp_path):
+        pass

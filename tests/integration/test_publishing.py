@@ -138,6 +138,8 @@ def test_a_worse_model_is_refused_may_be_published_by_hand_and_can_be_taken_back
     assert second.gate is not None
     assert not second.gate.passed
     assert content_hash(model) == second.gguf_sha256 != before
+    assert version in (workshop.model / "card.md").read_text()
+    assert json.loads((workshop.model / build.RECORD_FILE).read_text())["version"] == version
 
     listed = json.loads(workshop.command("versions", str(workshop.model), "--json").stdout)
     assert listed["current"] == version
@@ -146,6 +148,7 @@ def test_a_worse_model_is_refused_may_be_published_by_hand_and_can_be_taken_back
     back = workshop.command("rollback", str(workshop.model))
     assert back.exit_code == 0, back.output
     assert content_hash(model) == before, "the same file again"
+    assert version not in (workshop.model / "card.md").read_text()
     assert publish.version_in_place(workshop.model) == first.version
 
 

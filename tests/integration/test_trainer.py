@@ -84,5 +84,12 @@ def test_a_bad_recipe_is_refused_before_anything_is_trained(change: tuple[str, s
     assert not (tmp_path / "model").exists()
 
 
+def test_a_code_that_is_no_single_token_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = RECIPE.read_text().replace('pool: " pool"', 'pool: " swimmingpool"')
+    path.write_text(text.replace("output: models/household", f"output: {tmp_path / 'model'}"))
+    assert_clear_failure(command("run", path, module="trainer"), "codes: ", "' swimmingpool'", "not a single token", exit_code=1)
+
+
 def test_building_from_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert_clear_failure(command("build", tmp_path, module="trainer"), "pointsman.json", "is", "a model's directory", exit_code=1)

@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from worker.app import _end, _open_tracing
+from tests.unit.parts import StandIn, a_card
+from worker.app import _end, _open, _open_tracing
 from worker.errors import Fatal
+from worker.hotswap import look
 from worker.routing import Streams
 from worker.settings import Settings
 
@@ -34,6 +37,26 @@ async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> No
 
 async def test_there_may_be_nothing_to_end() -> None:
     await asyncio.wait_for(_end([]), 1)
+
+
+def test_a_model_file_that_is_replaced_while_it_is_opened_is_opened_again(tmp_path: Path) -> None:
+    """Else the file that was verified is not the one that decides."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"old")
+    closed: list[bytes] = []
+
+    def open_model(settings: Settings) -> StandIn:
+        content = path.read_bytes()
+        if content == b"old":
+            (tmp_path / "next").write_bytes(b"new one")
+            (tmp_path / "next").replace(path)
+        model = StandIn(lambda _: [], a_card("a", "b"))
+        model.close = lambda: closed.append(content)  # type: ignore[method-assign]
+        return model
+
+    seen, _ = _open(Settings(model=path), open_model)
+    assert seen == look(path)
+    assert closed == [b"old"]
 
 
 def test_a_worker_without_tracing_loads_no_exporter() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
-from worker.connection import parse
+from worker.connection import connect, parse
 from worker.errors import SettingsError
+from worker.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -43,9 +45,28 @@ def test_what_is_shown_of_a_url_holds_neither_login_nor_options(kind: str) -> No
         ("redis+cluster://a:1,b:x", "port"),
         ("redis+sentinel://a:1", "master"),
         ("localhost:6379", "redis://"),
+        ("redis+cluster://a:1/2", "no databases"),
     ],
 )
 def test_a_malformed_url_is_refused_with_what_is_wrong(url: str, word: str) -> None:
     with pytest.raises(SettingsError, match="POINTSMAN_REDIS_URL") as caught:
         parse(url)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["a[kiwi]plum", "kiwi\uff1aplum", "[kiwi", "kiwi]"])
+@pytest.mark.parametrize("kind", ["redis", "redis+sentinel"])
+def test_a_password_that_should_be_percent_encoded_is_not_told(kind: str, password: str) -> None:
+    with pytest.raises(SettingsError, match="percent-encoded") as caught:
+        parse(f"{kind}://user:{password}@host:7000/main")
+    cause = caught.value.__cause__
+    assert "kiwi" not in f"{caught.value} {cause}"
+    assert cause is not None
+    assert cause.__suppress_context__, "urlsplit's own words would be in a traceback"
+
+
+@pytest.mark.parametrize("options", ["protocol=4", "ssl_cert_reqs=optionl"])
+def test_an_option_with_a_value_that_cannot_be_is_a_bad_setting(options: str) -> None:
+    scheme = "rediss" if options.startswith("ssl") else "redis"
+    with pytest.raises(SettingsError, match="POINTSMAN_REDIS_URL"):
+        connect(Settings(redis_url=SecretStr(f"{scheme}://h:1?{options}")))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from trainer.dataset import (
     check_labels,
     fingerprint,
     load_examples,
+    part_of,
     split,
     without_copies,
 )
@@ -50,6 +52,13 @@ def test_each_kind_of_file_gives_the_same_examples(tmp_path: Path, name: str, co
     assert load_examples(file(tmp_path, name, content)) == [Example("my pool", "pool")]
 
 
+def test_spaces_around_a_label_are_none_of_it(tmp_path: Path) -> None:
+    assert load_examples(file(tmp_path, "d.csv", "text,label\nhello, card \nbye,card,\n")) == [
+        Example("hello", "card"),
+        Example("bye", "card"),
+    ]
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\u000b", "\u001c"])
 def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path, separator: str) -> None:
     text = f"my{separator}pool"
@@ -71,6 +80,9 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path: Path, sep
         ("d.json", json.dumps([ROW | {"input": " ", "output": 3}]), "row 1: input, output missing"),
         ("d.json", json.dumps([ROW, ROW | {"input": "half \ud83c"}]), "row 2: input missing, empty or not text"),
         ("d.csv", "text,label\nonly\n", "row 2: label missing"),
+        ("d.csv", "text,label\nmy card, it is gone,card\n", "row 2: more fields than the header has"),
+        ("d.csv", "text;label\nhello;card\n", "its header is 'text;label'; the columns text and label"),
+        ("d.csv", "", "its header is ''"),
         ("d.csv", "text,label\n" + "x" * 200_000 + ",pool\n", "is not CSV"),
     ],
 )
@@ -131,6 +143,27 @@ def test_chains_of_near_duplicates_form_one_cluster() -> None:
 @given(st.lists(st.text(max_size=12), max_size=12))
 def test_clusters_hold_every_text_once(texts: list[str]) -> None:
     assert sorted(index for cluster in near_duplicate_clusters(texts) for index in cluster) == list(range(len(texts)))
+
+
+def test_a_thousand_equal_texts_are_one_cluster_and_no_million_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def counting(texts: Sequence[str]) -> list[tuple[int, int]]:
+        compared.append(len(texts))
+        return near_duplicates(texts)
+
+    monkeypatch.setattr("trainer.near_duplicates.near_duplicates", counting)
+    texts = ["hello", "the pool is green"] + ["Hello!"] * 1000
+    assert sorted(map(len, near_duplicate_clusters(texts))) == [1, 1001]
+    assert compared == [2]
+
+
+def test_a_part_that_a_model_does_not_take_from_its_data_is_refused(tmp_path: Path) -> None:
+    path = file(tmp_path, "d.csv", "text,label\n" + "".join(f"{number * 'ab'} {number},pool\n" for number in range(1, 40)))
+    training = {"recipe": {"split": {"seed": 1, "validation": 0.5, "test": 0}}}
+    assert part_of(path, "validation", training)
+    with pytest.raises(DataError, match=r"takes no test part from its data .* --split all"):
+        part_of(path, "test", training)
 
 
 def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:

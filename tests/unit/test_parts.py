@@ -1,7 +1,13 @@
 from __future__ import annotations
 
-from trainer.dataset import Example
-from trainer.parts import fair_share
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.dataset import DataError, Example
+from trainer.parts import fair_share, of
+from trainer.recipe import Recipe, load_recipe
 
 
 def file(name: str, length: int) -> list[Example]:
@@ -10,6 +16,36 @@ def file(name: str, length: int) -> list[Example]:
 
 def counts(taken: list[Example]) -> dict[str, int]:
     return {name: sum(example.label == name for example in taken) for name in ("data", "more", "corrections")}
+
+
+def recipe(tmp_path: Path, rows: dict[str, list[str]], **changes: object) -> Recipe:
+    """A recipe of rows, texts by label."""
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"input": text, "output": label} for label, texts in rows.items() for text in texts]))
+    shipped = Path(__file__).parents[2] / "trainer" / "recipes" / "starter.yaml"
+    return load_recipe(shipped, {"data": data, "output": tmp_path / "model"} | changes)
+
+
+ANIMALS = ["a cat on the roof", "barking dogs", "whales sing", "six geese", "moles dig", "an owl at night", "trout leap", "zebra crossing"]
+THINGS = ["kettle boils", "broken lamp", "red chair", "my pillow", "fork and knife", "old piano", "umbrella lost", "glue stick"]
+
+
+def test_a_label_without_held_out_examples_is_named_and_data_without_any_is_refused(tmp_path: Path) -> None:
+    said: list[str] = []
+    of(recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS[:2]}), said.append)
+    assert [line for line in said if "no validation examples of thing" in line]
+    with pytest.raises(DataError, match="falls into the validation part: a label needs 4"):
+        of(recipe(tmp_path, {"animal": ANIMALS[:3], "thing": THINGS[:3]}), said.append)
+
+
+def test_a_test_file_that_repeats_what_is_trained_on_is_told_of(tmp_path: Path) -> None:
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nA cat on the roof!,animal\nnothing like it,thing\n")
+    said: list[str] = []
+    split = {"seed": 7, "validation": 0.15, "test": 0}
+    _, parts = of(recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, test=test, split=split), said.append)
+    assert len(parts["test"]) == 2, "a public test file is measured as it is"
+    assert [line for line in said if "1 of 2 examples of" in line and "flatter" in line]
 
 
 def test_small_files_are_taken_whole_and_larger_ones_share_what_room_is_left() -> None:

@@ -183,6 +183,21 @@ async def test_a_batch_of_long_queries_is_cut_at_the_token_budget_and_one_too_lo
     assert sizes == [[16, 16], [16], [80], [4, 4]]
 
 
+async def test_the_estimate_is_of_the_text_that_is_classified_and_of_the_tokens_that_other_alphabets_may_take(start: Start) -> None:
+    sizes: list[int] = []
+
+    def measured(texts: Sequence[str]) -> list[Decision]:
+        sizes.append(len(texts))
+        return instant_classify(texts)
+
+    running = await start(measured, batch_size=10, batch_tokens=40)
+    enveloped = [{b"__data__": b'{"data": "' + b"x" * 80 + b'"}', b"text": b"x"}] * 2
+    georgian = [{b"text": "\u10d0".encode() * 10}] * 2  # three bytes a letter
+    await running.pipeline.submit([Entry(f"{number}-0", fields) for number, fields in enumerate([*enveloped, *georgian], start=1)])
+    assert len(await running.finish()) == 4
+    assert sizes == [1, 1, 1, 1]
+
+
 async def test_no_call_of_the_model_exceeds_the_batch_size(start: Start) -> None:
     sizes: list[int] = []
 

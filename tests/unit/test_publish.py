@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +154,39 @@ def test_models_side_by_side_share_a_registry(model: Path) -> None:
         train(each, "pool")
         publish_candidate(each)
     assert len(registry.versions(model)) == len(registry.versions(other)) == 1
+
+
+@pytest.mark.parametrize(("standing", "built"), [("pool", False), ("fence", True), (None, True)])
+def test_the_model_of_a_directory_is_its_own_version_whatever_gguf_lies_there(
+    model: Path, monkeypatch: pytest.MonkeyPatch, standing: str | None, built: bool
+) -> None:
+    """As after a pull that brings a new adapter: the GGUF is not committed."""
+    version = write_pair(model, "pool")
+    gguf = build.model_file_of(model)
+    gguf.unlink(missing_ok=True)
+    if standing is not None:
+        write_pair(model.parent / "other", standing)
+        make(model.parent / "other", gguf)
+    done: list[Path] = []
+
+    class FakeClassifier:
+        """Reads the version that `make` wrote."""
+
+        def __init__(self, path: Path) -> None:
+            self.card = SimpleNamespace(version=path.read_text().split()[1])
+
+        open = classmethod(lambda cls, path: cls(path))
+
+        def close(self) -> None: ...
+
+    def build_again(directory: Path, _progress: object) -> None:
+        done.append(directory)
+        make(directory, build.model_file_of(directory))
+
+    monkeypatch.setattr(publish, "Classifier", FakeClassifier)
+    monkeypatch.setattr(publish, "build_model", build_again)
+    assert publish.open_model(model).card.version == version
+    assert bool(done) is built
 
 
 @pytest.mark.parametrize("missing", [build.ADAPTER_FILE, build.METADATA_FILE, "made-up.gguf"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import MODEL_DIRECTORY
-from trainer import card, figures, plots, report
+from trainer import build, card, figures, plots, report
 from trainer.build import read_metadata
 from trainer.dataset import DataError, Example
 
@@ -283,6 +283,6 @@ def test_a_record_is_kept_for_the_same_model_and_queries_alone(tmp_path: Path) -
 
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / figures.RECORD_FILE).write_text("[1")
+    (tmp_path / build.RECORD_FILE).write_text("[1")
     with pytest.raises(DataError, match="not a record"):
         figures.read_record(tmp_path, "v1")

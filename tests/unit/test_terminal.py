@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from trainer import terminal
+from worker.terminal import safe
 
 
 class HandClock:
@@ -71,3 +72,8 @@ def test_a_step_of_unknown_length_shows_no_total_of_the_one_before(monkeypatch: 
         tell("publishing", 0, None)
         (task,) = bars.tasks
         assert (task.description, task.completed, task.total) == ("publishing", 0, None)
+
+
+def test_what_would_move_the_cursor_or_set_the_clipboard_is_not_printed() -> None:
+    assert safe("pool\x1b]52;c;aGk=\x07 \x9b2J\n") == "pool\ufffd]52;c;aGk=\ufffd \ufffd2J\ufffd"
+    assert safe("Wärmepumpe läuft nicht 😀") == "Wärmepumpe läuft nicht 😀"

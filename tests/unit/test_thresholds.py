@@ -118,3 +118,10 @@ def test_with_a_confidence_the_thresholds_are_those_tested_and_out_of_scope_has_
     assert "hvac" not in tests
     assert all(test["least_precision"] >= 0.9 for test in tests.values() if test["threshold"] < NEVER)
     assert "3 labels with one of their own, 0 of them not routed; right with at least 0.9 at confidence 0.9" in in_words(found)
+
+
+def test_where_only_the_labels_without_a_threshold_of_their_own_are_not_routed_that_is_said() -> None:
+    guarantee = {"precision": 0.98, "confidence": 0.9}
+    calibration = {"temperature": 1.0, "threshold": NEVER, "thresholds": {"pool": 0.9}, "guarantee": guarantee}
+    assert "of labels without a threshold of their own nothing is routed, 1 labels" in in_words(calibration)
+    assert "temperature 1.000, nothing is routed" in in_words(calibration | {"thresholds": {}})

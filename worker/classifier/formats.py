@@ -5,7 +5,9 @@ Which format is fastest depends on the CPU: with AVX512-BF16 it is BF16, elsewhe
 
 from __future__ import annotations
 
+import os
 import tempfile
+import time
 from pathlib import Path
 
 import llama_cpp
@@ -24,6 +26,7 @@ _FILE_TYPES = {
 }
 FORMATS = tuple(_FILE_TYPES)
 """From the most exact to the smallest."""
+_OF_LATE_S = 3600.0
 
 
 def cached(master: Path, weight_format: str, cache: Path, master_hash: str) -> Path:
@@ -46,6 +49,7 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
     try:
         # The file was verified when it was made; the seal tells whether it is still that one.
         if path.is_file() and seal.is_file() and seal.read_text().strip() == content_hash(path):
+            os.utime(path)
             return path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False) as file:
@@ -57,6 +61,7 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
         finally:
             partial.unlink(missing_ok=True)
         seal.write_text(made_hash + "\n")
+        _make_room(path, cache)
     except OSError as error:
         raise ModelFileError(f"cannot keep {master.name} as {weight_format} in {cache} ({error}): set POINTSMAN_CACHE_DIR") from error
     return path
@@ -66,6 +71,16 @@ def forget(path: Path) -> None:
     """Remove a file that `in_format` made."""
     path.unlink(missing_ok=True)
     _seal(path).unlink(missing_ok=True)
+
+
+def _make_room(path: Path, cache: Path) -> None:
+    """Remove the same format of what the model was before, and what killed processes left, unless it was used of late.
+
+    A worker that still decides by such a file has it mapped, so it does so until it ends.
+    """
+    for other in (*cache.glob(f"*/{path.name}"), *cache.glob(f"*/{path.name}*.partial")):
+        if other != path and time.time() - other.stat().st_mtime > _OF_LATE_S:
+            forget(other)
 
 
 def _seal(path: Path) -> Path:

@@ -20,10 +20,11 @@ from rich.text import Text
 
 from worker.errors import REDIS_ERRORS
 from worker.routing import Streams
+from worker.terminal import safe
 from worker.top.frame import Frame, Reading, make_frame
 from worker.top.scrape import scrape
 from worker.top.snapshot import take
-from worker.top.view import render, safe, seconds
+from worker.top.view import render, seconds
 
 LEAST_PAUSE_S = 0.1
 """Between two readings, however long one takes."""

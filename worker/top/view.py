@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from worker.terminal import safe
 from worker.top.frame import Frame, Output, Worker
 from worker.top.snapshot import RECENT_DEAD
 
@@ -176,11 +177,6 @@ def _table(title: str, rows: Sequence[Row], name: Callable[[Row], Text], columns
     if len(shown) < len(rows):
         table.add_row(Text(f"and {len(rows) - len(shown)} more", "dim"))
     return table
-
-
-def safe(name: str) -> str:
-    """Names come from Redis and from the network: what would move the cursor is no part of them."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in name)
 
 
 def _cut(line: Text, width: int) -> Text:
