@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from tests.conftest import StartWorker
 from tests.faults.parts import held, to
-from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, wait_for
+from tests.support import GROUP, PATIENCE_S, QUICK_CLAIM, Queue, RedisServer, wait_for
 from worker import recovery
 from worker.delivery import Delivered, Delivery, Duplicate, refusal_code
 from worker.errors import NotDelivered
@@ -147,6 +148,20 @@ def test_entries_that_a_stopping_worker_cannot_finish_are_released(start_worker:
     second = start_worker(**ONLY_RELEASED)
     queue.assert_each_once(ids)
     assert second.metrics()["pointsman_reclaimed_total"] == len(released)
+
+
+def test_a_second_signal_ends_a_worker_at_once_however_much_waits(start_worker: StartWorker, queue: Queue, texts: list[str]) -> None:
+    worker = start_worker(pace_s=0.25, drain_timeout_s=PATIENCE_S, batch_size=8, max_in_flight=8, **ONLY_RELEASED)
+    queue.add_all(texts[:800])
+    wait_for(lambda: queue.pending() >= 16, "the worker to hold entries, and to have more at its door")
+    worker.signal(signal.SIGTERM)
+    time.sleep(0.5)
+    worker.signal(signal.SIGTERM)
+    started = time.monotonic()
+    worker.process.wait(2 * PATIENCE_S)
+    assert time.monotonic() - started < PATIENCE_S / 2, "it waited for what it was told to leave"
+    assert "second signal" in worker.log
+    assert queue.pending() >= 8, "and left it pending"
 
 
 @pytest.mark.parametrize("loss", ["stream deleted", "group destroyed", "FLUSHALL"])

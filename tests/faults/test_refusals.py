@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from tests.conftest import StartWorker
 from tests.faults.parts import held, to
-from tests.support import GROUP, QUICK_CLAIM, Queue, RedisServer, WorkerProcess, wait_for
+from tests.support import GROUP, PATIENCE_S, QUICK_CLAIM, Queue, RedisServer, WorkerProcess, wait_for
 from worker import recovery
 from worker.delivery import Delivered, Delivery, Duplicate, Repeated, Result
 from worker.errors import NotDelivered
@@ -158,6 +158,16 @@ def test_a_stream_of_queries_of_the_wrong_type_is_waited_out(start: Start, own_q
     own_queue.redis.delete(own_queue.streams.queries)
     wait_for(worker.ready, "the worker to be ready again")
     own_queue.wait_until_arrived([own_queue.add("two")])
+
+
+def test_a_worker_that_redis_lets_in_but_not_read_ends_with_one_line(
+    start_worker: StartWorker, own_redis: RedisServer, own_queue: Queue
+) -> None:
+    """Its first connection is the last that Redis takes. Standing, it would look alive and read nothing."""
+    own_queue.redis.config_set("maxclients", len(cast("Any", own_queue.redis.client_list())) + 1)
+    worker = start_worker(wait=False, redis_url=own_redis.url, namespace=own_queue.namespace)
+    assert worker.process.wait(PATIENCE_S) == 1
+    assert worker.log.splitlines()[-1].startswith("error: the worker stopped: "), worker.log
 
 
 def test_killed_connections_are_made_again(start: Start, own_queue: Queue) -> None:
