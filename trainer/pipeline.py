@@ -78,6 +78,7 @@ def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fr
     recipe, parts = examples_of.of(recipe, say, start.version if start else None)
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
     base = recipe.base.path()
+    recipe.output.mkdir(parents=True, exist_ok=True)
     with work.alone(recipe.output) if processes.is_first() else nullcontext():
         return _run(recipe, base, parts, start, started, say, progress, force=force, fresh=fresh or processes.count() > 1)
 

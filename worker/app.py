@@ -89,7 +89,7 @@ async def serve(
         sys.stderr.flush()
         os._exit(1)  # Python would wait for the inference thread
     if worker.failure is not None:
-        raise Fatal(f"the worker stopped: {worker.failure}") from worker.failure
+        raise Fatal(f"the worker stopped: {str(worker.failure) or repr(worker.failure)}") from worker.failure
 
 
 def _stop(server: uvicorn.Server, worker: Worker) -> None:
@@ -260,8 +260,9 @@ class Worker:
             task.add_done_callback(self._part_ended)
         try:
             yield
-        except Exception as error:  # FastStream could not start to read: uvicorn would serve on without it
-            self._fail(error)
+        except Exception as error:
+            if not self.health.stopping:  # FastStream could not start to read: uvicorn would serve on without it
+                self._fail(error)
             raise
         finally:
             self.health.stopping = True
@@ -286,7 +287,7 @@ class Worker:
             await _end(unfinished)
         try:
             idle_ms = int(settings.claim_after_s * 1000)
-            blameless = not self.health.inference_stuck()
+            blameless = self.failure is None and not self.health.inference_stuck()
             left = await recovery.release(
                 self.redis, self.streams.queries, settings.group, settings.consumer, idle_ms=idle_ms, blameless=blameless
             )

@@ -41,8 +41,10 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
         *(executable, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory.resolve())),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--logfile", str(log_file.resolve()), "--daemonize", "no"),
     ]
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL, pass_fds=[lock])
-    os.close(lock)  # the server alone has it, for as long as it lives
+    try:
+        process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True, stdin=subprocess.DEVNULL, pass_fds=[lock])
+    finally:
+        os.close(lock)  # the server alone has it, for as long as it lives
     try:
         _wait_until_up(process, port, log_file)
         yield f"redis://127.0.0.1:{port}"
@@ -52,7 +54,10 @@ def embedded_redis(directory: Path, port: int = 0) -> Iterator[str]:
 
 def _lock(directory: Path) -> int:
     """A file descriptor that no other server of this directory has; one that was killed may take a moment to end."""
-    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Fatal(f"the embedded Redis cannot keep its data in {directory} ({error.strerror}): make it writable") from error
     until = time.monotonic() + _PATIENCE_S
     while time.monotonic() < until:
         with suppress(BlockingIOError):

@@ -195,13 +195,16 @@ def dead_replay(
     settings = load_settings(redis_url=redis_url, namespace=namespace)
     streams = Streams(settings.namespace)
 
+    refused = 0
+
     async def again() -> None:
+        nonlocal refused
         redis = connect(settings)
         await check_redis(redis, settings)
         chosen = [letter async for letter in dead_letters(redis, streams, reason=reason, only_id=entry_id)]
         if entry_id and not chosen:
             raise Fatal(f"there is no dead letter {entry_id}: `dead list` shows them")
-        moved, refused = 0, 0
+        moved = 0
         for letter in chosen:
             try:
                 new_id = await replay(redis, streams, letter)
@@ -216,10 +219,10 @@ def dead_replay(
         await redis.aclose()
         if not as_json:
             err.print(f"replayed {moved} of {len(chosen)}")
-        if refused:
-            raise typer.Exit(1)
 
     run_with_redis(again())
+    if refused:
+        raise typer.Exit(1)
 
 
 @dead.command("purge")

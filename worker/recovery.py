@@ -44,13 +44,20 @@ until #claimed > 0 or #rows < count
 return claimed
 """
 _KEEP_FRESH = """
-local kept = {}
+local kept, gone = {}, false
 for at = 3, #ARGV do
   local id = ARGV[at]
-  -- XCLAIM of an entry that was deleted from the stream would drop it, although it is in good hands.
-  if #redis.call("XPENDING", KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 and #redis.call("XRANGE", KEYS[1], id, id) > 0 then
-    kept[#kept + 1] = id
+  if #redis.call("XPENDING", KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
+    if #redis.call("XRANGE", KEYS[1], id, id) > 0 then
+      kept[#kept + 1] = id
+    else
+      gone = true
+    end
   end
+end
+if gone then
+  -- XCLAIM of an entry that was deleted from the stream would drop it. This finds nothing, and is a sign of life.
+  redis.call("XREADGROUP", "GROUP", ARGV[1], ARGV[2], "COUNT", 1, "STREAMS", KEYS[1], "18446744073709551615-0")
 end
 if #kept > 0 then
   table.insert(kept, "JUSTID")
@@ -133,7 +140,8 @@ async def claim_stuck(redis: Redis, queries: str, group: str, consumer: str, *, 
 async def keep_fresh(redis: Redis, queries: str, group: str, consumer: str, ids: Sequence[str]) -> None:
     """Start anew the idle time of entries that this consumer still holds, so that no one claims them from it.
 
-    In one script: an entry that another worker has claimed meanwhile stays with that one. Delivery counts stay.
+    In one script: an entry that another worker has claimed meanwhile stays with that one. Delivery counts stay. Where entries were
+    trimmed from the stream the consumer itself is seen anew: they stay with it for as long as it lives.
     """
     for start in range(0, len(ids), _KEPT_AT_ONCE):
         await redis.eval(_KEEP_FRESH, 1, queries, group, consumer, *ids[start : start + _KEPT_AT_ONCE])

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from worker.errors import REDIS_ERRORS, Fatal
 
 out, err = Console(), Console(stderr=True)
+_HARMLESS = "\u00a0\u202f\u200c\u200d"
+"""Spaces that do not break, and what parts or joins letters and emoji."""
 
 Model = Annotated[Path | None, typer.Option(help="The Pointsman GGUF (POINTSMAN_MODEL).", show_default=False)]
 RedisUrl = Annotated[str | None, typer.Option(help="Redis (POINTSMAN_REDIS_URL).", show_default=False)]
@@ -32,7 +34,7 @@ def progress(console: Console) -> Progress:
 
 def safe(text: str) -> str:
     """Texts and names come from strangers: what would move the cursor, or more, is no part of them."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+    return "".join(char if char.isprintable() or char in _HARMLESS else "\ufffd" for char in text.replace("\t", " "))
 
 
 def stdin_lines() -> Iterator[str]:

@@ -12,7 +12,7 @@ import structlog
 from redis.asyncio import Redis
 
 from worker import recovery
-from worker.errors import REDIS_ERRORS
+from worker.errors import REDIS_ERRORS, Fatal
 from worker.health import Health
 from worker.messages import Entry
 from worker.metrics import Metrics
@@ -63,6 +63,8 @@ class Upkeep:
                     resume_from = waiting.resume_from
                 self.health.redis_answered()
                 progress.note(self.pipeline, something_waits=waiting is not None and waiting.lag != 0)
+                if not started and any(task.done() for task in reader.tasks) and not self.health.stopping:
+                    raise Fatal(f"Redis does not let it read {self.queries}: {_why_it_ended(reader)}")
                 if started and not reading and not self.health.stopping:
                     problem = _why_it_ended(reader)
                     await reader.stop()

@@ -170,6 +170,13 @@ def test_a_worker_that_redis_lets_in_but_not_read_ends_with_one_line(
     assert worker.log.splitlines()[-1].startswith("error: the worker stopped: "), worker.log
 
 
+def test_a_worker_that_may_not_read_from_the_start_ends(start_worker: StartWorker, own_redis: RedisServer, own_queue: Queue) -> None:
+    own_queue.redis.execute_command("ACL", "SETUSER", "default", "-xreadgroup")
+    worker = start_worker(wait=False, redis_url=own_redis.url, namespace=own_queue.namespace)
+    assert worker.process.wait(PATIENCE_S) == 1
+    assert "xreadgroup" in worker.log.splitlines()[-1], worker.log
+
+
 def test_killed_connections_are_made_again(start: Start, own_queue: Queue) -> None:
     worker = start()
     ids = read_by(own_queue, "one", "two")

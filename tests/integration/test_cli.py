@@ -280,6 +280,7 @@ def test_a_dead_letter_that_cannot_be_sent_again_keeps_no_other_from_it(queue: Q
     assert "stays: it had no field of its own" in stderr
     assert "stays: it has 5000 fields" in stderr
     assert "replayed 1 of 3" in stderr
+    assert "error:" not in stderr
     assert [fields for _, fields in queue.read(queue.streams.queries)] == [{b"text": b"hello"}]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
@@ -68,6 +69,23 @@ def test_a_living_workers_entry_that_was_trimmed_stays_its_own_and_hides_no_othe
     assert claim(queue, on, 2) == ids[5:], "beyond two pages of what is gone"
     pending = {row["message_id"].decode(): row["consumer"] for row in queue.pending_rows()}
     assert pending == dict.fromkeys(ids[:5], b"holder") | {ids[5]: b"heir"}
+
+
+def test_a_worker_all_of_whose_entries_were_trimmed_is_seen_to_live(queue: Queue, on: On[Any]) -> None:
+    ids = queue.add_all(["a"] * 3)
+    queue.redis.xgroup_create(queue.streams.queries, GROUP, id="0")
+    read(queue, "holder", 3)
+    queue.redis.xtrim(queue.streams.queries, maxlen=0, approximate=False)
+    time.sleep(0.5)
+    before = consumer_idle_ms(queue)
+    on(lambda client: recovery.keep_fresh(client, queue.streams.queries, GROUP, "holder", ids))
+    assert consumer_idle_ms(queue) < before
+    assert len(queue.pending_rows()) == 3
+
+
+def consumer_idle_ms(queue: Queue) -> int:
+    (row,) = cast("Any", queue.redis.xinfo_consumers(queue.streams.queries, GROUP))
+    return int(row["idle"])
 
 
 def test_what_is_handed_over_again_and_again_counts_as_delivered_once(queue: Queue, on: On[Any]) -> None:

@@ -12,8 +12,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from trainer.base import BaseError
 from trainer.chat import CHATML, chat_prompt
+from trainer.codes import choose_codes
 from trainer.recipe import load_recipe, thinks_on
-from worker.classifier.labels import choose_codes
 
 RECIPE = load_recipe(Path(__file__).parents[2] / "trainer/recipes/household-qwen3-0.6b.yaml")
 QWEN3_TEMPLATE = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text(encoding="utf-8")

@@ -51,12 +51,15 @@ def words(text: str) -> list[int]:
 
 
 def test_a_label_is_answered_with_the_word_of_its_name_that_fewest_others_have() -> None:
-    assert choose_codes(["card_arrival", "Card delivery", "topUp", "my card"], words) == (" arrival", " delivery", " top", " card")
+    names = ["card_arrival", "Card delivery", "upFailed", "my card"]
+    assert choose_codes(names, words) == (" arrival", " delivery", " failed", " card")
 
 
 def test_as_many_labels_as_possible_get_a_word_and_the_others_letters() -> None:
-    """A greedy choice would give " up", which only two names have, to the first of them."""
-    assert choose_codes(["top up failed", "up", "top", "top up"], words) == (" failed", " up", " top", "A")
+    """A greedy choice would give " up" or " top" to the first of them."""
+    codes = choose_codes(["top up failed", "up", "top", "top up"], words)
+    assert codes[0] == " failed"
+    assert set(codes[1:]) == {" up", " top", "A"}
 
 
 def test_a_code_that_a_person_chose_is_not_chosen_again() -> None:

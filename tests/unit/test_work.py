@@ -44,6 +44,7 @@ def test_a_directory_of_unknown_inputs_is_emptied(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
     with work.alone(tmp_path / "model"), pytest.raises(RecipeError, match="another command is at work"), work.alone(tmp_path / "model"):
         pass
     with work.alone(tmp_path / "model"):

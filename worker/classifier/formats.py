@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import llama_cpp
@@ -49,7 +50,8 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
     try:
         # The file was verified when it was made; the seal tells whether it is still that one.
         if path.is_file() and seal.is_file() and seal.read_text().strip() == content_hash(path):
-            os.utime(path)
+            with suppress(OSError):  # of another user, or read-only
+                os.utime(seal)
             return path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False) as file:
@@ -79,8 +81,10 @@ def _make_room(path: Path, cache: Path) -> None:
     A worker that still decides by such a file has it mapped, so it does so until it ends.
     """
     for other in (*cache.glob(f"*/{path.name}"), *cache.glob(f"*/{path.name}*.partial")):
-        if other != path and time.time() - other.stat().st_mtime > _OF_LATE_S:
-            forget(other)
+        with suppress(OSError):  # of another user, or removed by another worker meanwhile
+            used = _seal(other) if _seal(other).is_file() else other
+            if other != path and time.time() - used.stat().st_mtime > _OF_LATE_S:
+                forget(other)
 
 
 def _seal(path: Path) -> Path:
