@@ -6,7 +6,6 @@ import asyncio
 import json
 import tempfile
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from worker.embedded_redis import embedded_redis
 from worker.errors import Fatal
 from worker.routing import Streams
 from worker.terminal import progress
-from worker.worker_process import PATIENCE_S, worker_process
+from worker.worker_process import PATIENCE_S, open_local, worker_process
 
 ONE_BY_ONE = 60
 BURST = 100
@@ -177,7 +176,7 @@ def _percentiles(values: Sequence[int]) -> str:
 
 
 def _published(http_url: str) -> str:
-    with urllib.request.urlopen(f"{http_url}/metrics", timeout=5) as answer:
+    with open_local(f"{http_url}/metrics", timeout=5) as answer:
         for line in answer.read().decode().splitlines():
             if line.startswith("pointsman_published_total "):
                 return f"{float(line.split()[1]):.0f}"

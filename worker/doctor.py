@@ -78,7 +78,9 @@ def _speed(settings: Settings) -> Finding:
         return Finding(
             True, "speed", "not tuned on this machine: `python -m worker tune` finds the fastest weight format, threads and batches"
         )
-    threads = profile.threads or available_cores()
+    if settings.format == "original":
+        return Finding(True, "speed", "tuned on this machine, and not used: POINTSMAN_FORMAT=original takes the file as it is")
+    threads = settings.threads or profile.threads or available_cores()
     found = f"{profile.weight_format or 'the format of the file'}, {threads} threads, calls of {profile.batch_tokens} tokens"
     unused = "" if settings.format in ("tuned", "auto") else f"; POINTSMAN_FORMAT={settings.format} goes before its format"
     return Finding(True, "speed", f"tuned on this machine: {found}{unused}")
@@ -149,7 +151,7 @@ async def _queue(redis: Redis, settings: Settings) -> str:
     waiting = await backlog(redis, streams.queries, settings.group)
     if waiting is None:
         return f"{streams.queries} has no group {settings.group} yet; the first worker makes it"
-    lag = "unknown (Redis before 7.0)" if waiting.lag is None else str(waiting.lag)
+    lag = "unknown (Redis cannot say)" if waiting.lag is None else str(waiting.lag)
     return f"{streams.queries}: lag {lag}, pending {waiting.pending}, dead letters {await redis.xlen(streams.dead)}"
 
 

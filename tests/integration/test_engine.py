@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.parts import base_file, metadata
 from trainer.build import build
-from worker.classifier import Classifier, Decision, EngineOptions
+from worker.classifier import Classifier, Decision, EngineError, EngineOptions
 from worker.classifier.calibration import Floats
 from worker.classifier.grammar import gbnf
 from worker.classifier.model_file import load
@@ -368,3 +368,21 @@ def test_two_thousand_messages_leave_no_memory_behind(household: Classifier, tex
     for start in range(0, len(messages), 32):
         household.classify(messages[start : start + 32])
     assert resident_kb() - before < 30 * 1024
+
+
+def test_a_beginning_that_could_not_be_computed_is_not_matched(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"how do i get rid of the {number}" for number in range(160)]
+    classifier = Classifier.open(model_file)
+    right = table(classifier.classify(texts[:16]))
+    tried: list[int] = []
+
+    def fail(paths: npt.NDArray[np.int32]) -> None:
+        tried.append(len(paths))
+        raise EngineError("no memory, say")
+
+    monkeypatch.setattr(classifier._engine, "_hold", fail)
+    for start in range(0, len(texts), 4):
+        classifier.classify(texts[start : start + 4])
+    assert tried, "nothing was worth holding"
+    assert largest_difference(table(classifier.classify(texts[:16])), right) < BF16_TOLERANCE
+    classifier.close()

@@ -105,8 +105,20 @@ def test_tune_keeps_a_profile_that_run_and_doctor_use(model_file: Path, tmp_path
     shown = command("doctor", "--json", model=model_file, cache_dir=tmp_path, redis_url="redis://127.0.0.1:1")
     speed = next(finding for finding in json.loads(shown.stdout)["findings"] if finding["what"] == "speed")
     assert speed["detail"].startswith("tuned on this machine")
+    shown = command("doctor", "--json", model=model_file, cache_dir=tmp_path, redis_url="redis://127.0.0.1:1", format="original")
+    assert "not used: POINTSMAN_FORMAT=original" in shown.stdout.decode()
     answered = command("classify", "Who fixed the sprinkler system in the yard?", "--json", model=model_file, cache_dir=tmp_path)
     assert json.loads(answered.stdout)["label"] == "irrigation"
+
+
+def test_a_start_with_little_patience_tries_no_format_when_its_time_is_up(model_file: Path, master_hash: str, cache: Path) -> None:
+    trials: list[Trial] = []
+    found = tuning.measure(
+        model_file, master_hash, [], cache, base=EngineOptions(), formats_only=True, rounds=1, budget_s=0.0, on_trial=trials.append
+    )
+    assert found.weight_format is None
+    assert {trial.note for trial in trials} == {"no time was left for it"}
+    assert "F32" not in {trial.what for trial in trials}, "twice as large as the original"
 
 
 def test_a_format_asked_for_by_name_is_made_and_served(model_file: Path, tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from rich.console import Console
 
-from worker.bench.engine import EngineFigures, unlike_texts
+from worker.bench.engine import EngineFigures, spread, unlike_texts
 from worker.bench.report import CEILINGS, GOALS, Report, lines, save, table
 from worker.bench.rounds import rates, ratio
 from worker.bench.service import Latency, Memory
+from worker.worker_process import open_local
 
 FIGURES = EngineFigures(
     messages=100,
@@ -27,7 +31,7 @@ FIGURES = EngineFigures(
     server_messages_per_s=30.0,
     to_server=3.0,
     computed_share=0.8,
-    forward_pass_s=0.02,
+    forward_pass_tokens=20,
 )
 REPORT = Report(
     machine={"cpu": "a CPU", "cores": 2, "model": "household 1 (base)", "format": "BF16"},
@@ -36,7 +40,7 @@ REPORT = Report(
     through_redis_per_s=88.0,
     stand_in_per_s=40_000.0,
     bare_redis_per_s=80_000.0,
-    latencies=[Latency(0.0, 40, 24.0, 30.0), Latency(22.0, 200, 25.0, 60.0), Latency(66.0, 600, 40.0, 140.0)],
+    latencies=[Latency(0.0, 40, 24.0, 30.0, 20.0), Latency(22.0, 200, 25.0, 60.0, 20.0), Latency(66.0, 600, 40.0, 140.0, 20.0)],
     scale_out={1: 200.0, 2: 396.0},
     memory=Memory(200_000, 512.4, 512.9),
 )
@@ -93,6 +97,24 @@ def test_figures_are_saved_for_machines_and_as_a_plot(tmp_path: Path) -> None:
 
 
 def test_unlike_texts_share_no_words() -> None:
-    texts = unlike_texts(50)
-    assert len({text.split()[0] for text in texts}) > 45
-    assert unlike_texts(50) == texts
+    first, second = unlike_texts(50, rounds=2)
+    assert len({text.split()[0] for text in first + second}) > 90
+    assert unlike_texts(50, rounds=2) == [first, second]
+
+
+def test_a_few_texts_stand_for_all_whatever_their_order() -> None:
+    by_length = ["x" * number for number in range(1, 101)]
+    few = spread(by_length, 10)
+    assert few == ["x" * number for number in range(6, 101, 10)]
+    assert spread(by_length[:3], 10) == by_length[:3]
+
+
+def test_this_machines_own_ports_are_reached_whatever_proxy_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        with pytest.raises(HTTPError) as caught:
+            open_local(f"http://127.0.0.1:{server.server_port}/", timeout=10)
+        answering.join()
+    assert caught.value.code == 501, "the server answers, which knows no method"

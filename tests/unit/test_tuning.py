@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from worker.classifier import EngineOptions, ModelFileError, tuning
+from worker.classifier import EngineOptions, ModelFileError, formats, tuning
 from worker.classifier.model_file import content_hash
 from worker.classifier.tuning import Profile, choose, load_profile, save_profile
 
@@ -73,3 +75,20 @@ def test_a_profile_that_kept_the_files_format_still_sets_threads_and_batches(mod
     path, options = choose(model, "tuned", tmp_path, EngineOptions())
     assert path == model
     assert (options.threads, options.batch_tokens) == (3, 511)
+
+
+def test_the_same_format_of_an_older_content_makes_room_unless_it_was_used_of_late(tmp_path: Path) -> None:
+    def made(content: str, age_s: float, name: str = "mine.Q8_0.gguf") -> Path:
+        path = tmp_path / content / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"GGUF")
+        path.with_suffix(".sha256").write_text("0")
+        for file in (path, path.with_suffix(".sha256")):
+            os.utime(file, (time.time() - age_s,) * 2)
+        return path
+
+    new, late, old = made("new", 9000), made("late", 60), made("old", 9000)
+    other, killed = made("old", 9000, "other.Q8_0.gguf"), made("old", 9000, "mine.Q8_0.ggufx1.partial")
+    formats._make_room(new, tmp_path)
+    assert [path.exists() for path in (new, late, old, other, killed)] == [True, True, False, True, False]
+    assert not old.with_suffix(".sha256").exists()

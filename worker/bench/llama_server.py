@@ -18,6 +18,7 @@ from worker.classifier.cores import available_cores
 from worker.classifier.grammar import gbnf
 from worker.embedded_redis import end_process, free_port
 from worker.errors import Fatal
+from worker.worker_process import open_local
 
 SLOTS = 16
 _CELLS_PER_SLOT = 512
@@ -25,8 +26,11 @@ _STARTS_WITHIN_S = 60.0
 
 
 @contextmanager
-def llama_server(binary: Path, model: Path, card: ModelCard) -> Iterator[Callable[[Sequence[str]], float]]:
+def llama_server(binary: Path, model: Path, card: ModelCard, answer_tokens: int) -> Iterator[Callable[[Sequence[str]], float]]:
     """A running server; what it gives sends texts, as many at a time as there are slots, and returns how many.
+
+    Args:
+        answer_tokens: room for the longest answer and its end.
 
     Raises:
         Fatal: the server does not start.
@@ -46,24 +50,24 @@ def llama_server(binary: Path, model: Path, card: ModelCard) -> Iterator[Callabl
         try:
             _wait(f"http://127.0.0.1:{port}/health", process, log.fileno())
             with ThreadPoolExecutor(SLOTS) as clients:
-                yield _sender(f"http://127.0.0.1:{port}/completion", card, clients)
+                yield _sender(f"http://127.0.0.1:{port}/completion", card, answer_tokens, clients)
         finally:
             end_process(process, patience_s=10)
 
 
-def _sender(url: str, card: ModelCard, clients: ThreadPoolExecutor) -> Callable[[Sequence[str]], float]:
+def _sender(url: str, card: ModelCard, answer_tokens: int, clients: ThreadPoolExecutor) -> Callable[[Sequence[str]], float]:
     grammar = gbnf(card.labels.codes)
 
     def ask(text: str) -> str:
         body = {
             "prompt": card.prompt.prefix + text + card.prompt.suffix,
             "grammar": grammar,
-            "n_predict": 8,
+            "n_predict": answer_tokens,
             "temperature": 0.0,
             "cache_prompt": True,
         }
         request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with open_local(request, timeout=60) as reply:
             return str(json.loads(reply.read())["content"])
 
     def send(texts: Sequence[str]) -> float:
@@ -80,7 +84,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: int) -> None:
     deadline = time.monotonic() + _STARTS_WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=2) as reply:
+            with open_local(url, timeout=2) as reply:
                 if reply.status == 200:
                     return
         except (urllib.error.URLError, OSError):

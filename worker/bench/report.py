@@ -79,7 +79,7 @@ def bench(
     stand_in_messages = 20_000 if quick else 60_000
     with ExitStack() as stack:
         bar = stack.enter_context(progress(console))
-        steps = {"engine": (6 + bool(server)) * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
+        steps = {"engine": (5 + bool(server)) * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
         counts = () if quick else SCALE_WORKERS
         steps |= {} if quick else {"scale-out": len(counts), "memory": 1}
         tasks = {name: bar.add_task(name, total=total) for name, total in steps.items()}
@@ -104,9 +104,10 @@ def bench(
             bar.advance(tasks["stand-in"])
         through = median(rate for rate, _ in whole)
         service.clear(running)
-        with service.worker(running):
+        length = figures.forward_pass_tokens
+        with service.worker(running), engine.prefill(path, options, settings.n_gpu_layers, length) as decode:
             for share in (0.0, *shares):
-                times.append(service.latency(running, texts, share * through, seconds))
+                times.append(service.latency(running, texts, share * through, seconds, lambda: decode() / length))
                 bar.advance(tasks["latency"])
 
         scaled = {}
@@ -118,7 +119,6 @@ def bench(
             soaked = service.memory(running, texts, MEMORY_MESSAGES)
             bar.advance(tasks["memory"])
 
-    forward_ms = figures.forward_pass_s * 1000
     half = min(times[1:], key=lambda latency: abs(latency.offered_per_s - through / 2))
     ratios = {
         "engine / prefill": figures.to_prefill,
@@ -127,8 +127,8 @@ def bench(
         **({} if figures.to_server is None else {"engine / llama-server": figures.to_server}),
         "through Redis / engine": median(through / alone for through, alone in whole),
         "stand-in / bare redis-py": median(worker / bare for worker, bare in stand_in),
-        "p50 alone / forward pass": times[0].p50_ms / forward_ms,
-        "p99 at half load / forward pass": half.p99_ms / forward_ms,
+        "p50 alone / forward pass": times[0].p50_ms / times[0].forward_pass_ms,
+        "p99 at half load / forward pass": half.p99_ms / half.forward_pass_ms,
     }
     bare_per_s = median(bare for _, bare in stand_in)
     return Report(made, ratios, figures, through, median(worker for worker, _ in stand_in), bare_per_s, times, scaled, soaked)
@@ -176,7 +176,7 @@ def lines(report: Report) -> list[str]:
         f"llama.cpp prefill {figures.prefill_tokens_per_s:,.0f} tokens/s",
         f"create_completion {figures.ordinary_messages_per_s:,.1f} messages/s",
         *([] if figures.server_messages_per_s is None else [f"llama-server      {figures.server_messages_per_s:,.1f} messages/s"]),
-        f"one query alone   {figures.forward_pass_s * 1000:.1f} ms of computing",
+        f"one query alone   {median(at.forward_pass_ms for at in report.latencies):.1f} ms of computing",
         f"through Redis     {report.through_redis_per_s:,.0f} messages/s",
         f"stand-in model    {report.stand_in_per_s:,.0f} messages/s; bare redis-py {report.bare_redis_per_s:,.0f}",
         *(
@@ -216,7 +216,7 @@ def save(report: Report, directory: Path) -> list[Path]:
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for name, values in (("p50", [at.p50_ms for at in loaded]), ("p99", [at.p99_ms for at in loaded])):
         axes.plot([at.offered_per_s for at in loaded], values, marker="o", label=name)
-    axes.axhline(report.engine.forward_pass_s * 1000, linestyle=":", color="grey", label="one forward pass")
+    axes.axhline(median(at.forward_pass_ms for at in report.latencies), linestyle=":", color="grey", label="one forward pass")
     axes.axvline(report.through_redis_per_s, linestyle="--", color="grey", label="saturated")
     axes.set(xlabel="messages per second, arriving at random", ylabel="XADD to publish, ms", ylim=(0, None), xlim=(0, None))
     axes.set_title(f"{report.machine['model']}, {report.machine['format']}, {report.machine['cores']} cores", fontsize=10)

@@ -78,6 +78,11 @@ def backend(n_gpu_layers: int) -> str:
     return f"GPU, {'all' if n_gpu_layers < 0 else n_gpu_layers} layers"
 
 
+def kv_cache_type() -> int:
+    """The KV cache is small, and a CPU converts half precision back at every use of it, which takes a tenth of all time."""
+    return int(llama_cpp.GGML_TYPE_F16 if _knows_gpu() else llama_cpp.GGML_TYPE_F32)
+
+
 def _knows_gpu() -> bool:
     start_llama_cpp()
     return bool(llama_cpp.llama_supports_gpu_offload())
@@ -90,6 +95,8 @@ class Engine:
         self._model, self._trie, self._options = model, trie, options
         self.tokens_computed = 0
         """Tokens that llama.cpp was given so far, the prompt's prefix included."""
+        if trie.n_branches > MAX_SEQUENCES:
+            raise EngineError(f"the labels part in {trie.n_branches} places, llama.cpp follows {MAX_SEQUENCES} at once: answer with codes")
         n_sequences = min(MAX_SEQUENCES, max(options.sequences, trie.n_branches))
         self._prefix_length = len(prefix_ids)
         held_cells = -(len(prefix_ids) + _TILE // 2) % _TILE + _TILE // 2 if options.hold_prefixes else 0
@@ -108,9 +115,7 @@ class Engine:
         params.n_seq_max = n_sequences + held_cells
         params.n_threads = params.n_threads_batch = options.threads or available_cores()
         params.kv_unified = True
-        if not _knows_gpu():
-            # The cache is small, and a CPU converts half precision back at every use of it: a tenth of all time.
-            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        params.type_k = params.type_v = kv_cache_type()
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
         self._context: Any = llama_cpp.llama_init_from_model(model.handle, params)
@@ -181,7 +186,11 @@ class Engine:
                 scores[:, labels] += log_probs[:, column, None]
         self._cache.observe(matrix, lengths, shared)
         if self._cache.review():
-            self._hold(self._cache.paths)
+            try:
+                self._hold(self._cache.paths)
+            except EngineError:  # the scores are right all the same; what is not in the cache must not be matched
+                self._cache.drop()
+                self._forget(self._first_holder, self._batch.n_sequences)
         return scores
 
     def _choice_logits(self, outputs: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], tokens: tuple[int, ...]) -> Floats:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import llama_cpp
 
+from worker.classifier.cores import available_cores
 from worker.classifier.model_file import ModelFileError, content_hash, first_error, start_llama_cpp
 
 _FILE_TYPES = {
@@ -96,5 +97,6 @@ def _quantise(master: Path, weight_format: str, output: Path) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = _FILE_TYPES[weight_format]
     params.allow_requantize = True
+    params.nthread = available_cores()  # llama.cpp would take the host's, and be throttled together with the batch at work
     if llama_cpp.llama_model_quantize(str(master).encode(), str(output).encode(), params) != 0:
         raise ModelFileError(f"llama.cpp cannot make {weight_format} of {master}: {first_error()}")

@@ -38,6 +38,10 @@ class PrefixCache:
         wanted = np.where(np.arange(width) < lengths[:, None] - 1, matrix[:, :width], PAD)
         return _deepest(wanted, self.paths[:, :width])
 
+    def drop(self) -> None:
+        """Hold nothing, until something is chosen again."""
+        self.paths = self.paths[:0]
+
     def observe(self, matrix: Ints, lengths: Ints, shared: Ints) -> None:
         """Remember the queries of a call; `shared` is how much of each came free from the one before it."""
         n_rows, width = min(len(matrix), WINDOW), min(DEPTH, matrix.shape[1])

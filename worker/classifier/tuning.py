@@ -30,6 +30,8 @@ LEAST_AGREEMENT = 0.98
 """Share of texts that a format must label like the original."""
 _WORTH_IT = 1.03
 """A setting must be faster by so much to be preferred to what stands."""
+AT_START_S = 60.0
+"""Within it a worker that measures for itself should be done: what started it waits, and may have little patience."""
 _TOKENS_A_ROUND = 2_000
 """Fewer say little."""
 _CLOSE = ("F32", "F16", "BF16", "Q8_0")
@@ -92,7 +94,16 @@ def choose(
     profile = load_profile(master_hash, cache, n_gpu_layers)
     if profile is None and weight_format == "auto":
         profile = measure(
-            model, master_hash, [], cache, base=base, n_gpu_layers=n_gpu_layers, formats_only=True, rounds=3, on_trial=on_trial
+            model,
+            master_hash,
+            [],
+            cache,
+            base=base,
+            n_gpu_layers=n_gpu_layers,
+            formats_only=True,
+            rounds=3,
+            budget_s=AT_START_S,
+            on_trial=on_trial,
         )
         save_profile(profile, master_hash, cache, n_gpu_layers)
     options = profile.options(base) if profile else base
@@ -110,6 +121,7 @@ def measure(
     n_gpu_layers: int = 0,
     formats_only: bool = False,
     rounds: int = 5,
+    budget_s: float | None = None,
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> Profile:
     """Find the best profile for a model on this machine.
@@ -119,6 +131,7 @@ def measure(
         texts: queries to measure with; the model's probes are added. With fewer than a hundred only formats are tried
             that answer nearly alike.
         formats_only: the short form; threads and batches stay as they are.
+        budget_s: after so long no further format is tried; rounds are short, and no format is tried that is larger than the original.
 
     Raises:
         ModelFileError: the model cannot be used as it is.
@@ -131,11 +144,15 @@ def measure(
         path = model if profile.weight_format is None else in_format(model, profile.weight_format, cache, master_hash)
         return Classifier.open(path, options=profile.options(base), n_gpu_layers=n_gpu_layers)
 
+    started = time.monotonic()
     standing = start(best)
     own_format = standing.weight_format
     queue, repeats = _queue(standing, texts)
     try:
+        before = time.monotonic()
         original = [decision.label for decision in standing.classify(queue)]
+        if budget_s is not None:
+            repeats = max(1, min(repeats, int(budget_s / 30 / (time.monotonic() - before))))
 
         def challenge(what: str, profile: Profile) -> None:
             nonlocal best, standing
@@ -157,10 +174,17 @@ def measure(
                     challenger.close()
 
         for name in FORMATS if len(queue) >= _ENOUGH_TEXTS else _CLOSE:
-            if name != own_format:
-                challenge(name, replace(best, weight_format=name))
-                if best.weight_format != name:
-                    forget(cached(model, name, cache, master_hash))
+            if name == own_format or (budget_s is not None and name == "F32"):
+                continue
+            if budget_s is not None and time.monotonic() - started > budget_s:
+                on_trial(Trial(name, 0.0, 0.0, chosen=False, note="no time was left for it"))
+                continue
+            beaten = best.weight_format
+            challenge(name, replace(best, weight_format=name))
+            if best.weight_format != name:
+                beaten = name
+            if beaten is not None:
+                forget(cached(model, beaten, cache, master_hash))
         if not formats_only:
             if base.threads is None:
                 for threads in sorted({max(1, cores // 2), max(1, cores * 3 // 4)} - {cores}):
