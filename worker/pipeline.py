@@ -173,7 +173,7 @@ class Pipeline:
             return batch
 
     def _estimated_tokens(self, entry: Entry) -> int:
-        """From the bytes of its text, which is not parsed yet: four letters a token is usual, a byte where there is no alphabet for it."""
+        """From the bytes of its text, which is not parsed yet: four of ASCII a token are usual, any other may be a token."""
         text = entry.fields.get(ENVELOPE_FIELD) or entry.fields.get(TEXT_FIELD) or b""
         letters = len(text.translate(None, _NO_ASCII))
         return min(letters // 4 + len(text) - letters + 1, self._limits.max_query_tokens)

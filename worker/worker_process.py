@@ -15,7 +15,7 @@ from worker.errors import Fatal
 
 PATIENCE_S = 60.0
 open_local = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-"""Like urlopen, but past any proxy: no proxy reaches this machine's own ports."""
+"""Like urlopen, but past any proxy: workers are near, and a proxy that stands in the environment is for what is far."""
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import urllib.error
-import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -17,11 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from worker.errors import SettingsError
+from worker.worker_process import open_local
 
 ANSWER_WITHIN_S = 2.0
 LARGEST_ANSWER = 4_000_000
-# Workers are near; a proxy that stands in the environment is for what is far.
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +150,6 @@ def _not_ready(address: str) -> tuple[str, ...]:
 
 
 def _get(url: str) -> str:
-    with _open(url, timeout=ANSWER_WITHIN_S) as answer:
+    with open_local(url, timeout=ANSWER_WITHIN_S) as answer:
         content: bytes = answer.read(LARGEST_ANSWER)
     return content.decode("utf-8", errors="replace")
