@@ -24,11 +24,13 @@ from trainer.dataset import Example
 from trainer.evaluate import decide, macro_f1
 from worker.classifier import Classifier, ModelCard
 from worker.classifier.labels import agreement
-from worker.classifier.model_file import FORMAT
+from worker.classifier.model_file import FORMAT, load
 from worker.classifier.prompt import Prompt
 
 Kind = Literal["label", "preamble", "invented"]
 ANSWER_TOKENS = 24
+LONGEST_QUERY = 512
+"""Tokens of a query that the free model sees."""
 NO_LABEL = "(no label)"
 
 
@@ -68,12 +70,17 @@ def judge(answer: str, names: Sequence[str]) -> tuple[str | None, Kind]:
 
 
 def _free(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]) -> dict[str, Any]:
-    model = llama_cpp.Llama(str(base), n_ctx=2048, verbose=False)
+    vocabulary = load(base, vocab_only=True)
+    room = (
+        sum(len(vocabulary.tokenize(text, parse_special=True)) for text in (prompt.prefix, prompt.suffix)) + LONGEST_QUERY + ANSWER_TOKENS
+    )
+    vocabulary.close()
+    model = llama_cpp.Llama(str(base), n_ctx=room + 8, verbose=False)
     prefix = model.tokenize(prompt.prefix.encode(), add_bos=True, special=True)
     suffix = model.tokenize(prompt.suffix.encode(), add_bos=False, special=True)
     given, kinds, used = [], Counter[Kind](), Counter[str]()
     for number, example in enumerate(examples, start=1):
-        query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:512]
+        query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:LONGEST_QUERY]
         answer = model.create_completion(prefix + query + suffix, max_tokens=ANSWER_TOKENS, temperature=0.0)
         label, kind = judge(answer["choices"][0]["text"], card.labels.names)
         kinds[kind] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trainer.rendering import competitors, shown_evaluation, templates
@@ -11,8 +12,8 @@ WEAKEST = 3
 CARD_FILE = "card.md"
 
 
-def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """The card; `metadata` and `record` as for the report."""
+def render(metadata: Mapping[str, Any], record: Mapping[str, Any], model: Path) -> str:
+    """The card; `metadata` and `record` as for the report, `model` the directory that the model belongs into."""
     measured_on, figures = shown_evaluation(metadata, record)
     per_label = figures.get("per_label", {})
     routed = [row for row in figures.get("routing", []) if row["label"] is not None and row["routed"]]
@@ -20,6 +21,7 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         templates(html=False)
         .get_template("card.md.jinja")
         .render(
+            directory=model,
             labels=metadata["labels"]["labels"],
             out_of_scope=metadata["labels"].get("out_of_scope"),
             training=metadata["training"],

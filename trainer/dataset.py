@@ -51,7 +51,7 @@ def load_examples(source: Path) -> list[Example]:
 
 
 def load_rows(source: Path) -> list[Row]:
-    """Read a data file: a JSON array or JSONL of {"instruction", "input", "output"}, or CSV with text,label.
+    """Read a data file: a JSON array or JSONL of {"instruction", "input", "output"} or {"text", "label"}, or CSV with text,label.
 
     Args:
         source: the file, or hf:OWNER/NAME[@REVISION][:SPLIT] for a data set of the Hugging Face hub.
@@ -63,7 +63,7 @@ def load_rows(source: Path) -> list[Row]:
 
     if hub.is_hub_id(source):
         names, found = CSV_FIELDS, iter(hub.load_rows(source))
-    elif source.suffix == ".csv":
+    elif source.suffix.lower() == ".csv":
         names, found = CSV_FIELDS, _csv_rows(_read(source), source)
     else:
         names, found = JSON_FIELDS, _json_rows(_read(source), source)
@@ -72,8 +72,9 @@ def load_rows(source: Path) -> list[Row]:
         if not isinstance(fields, dict):
             problems.append(f"row {number}: not an object but {type(fields).__name__}")
             continue
-        text, label = fields.get(names[0]), fields.get(names[1])
-        wrong = [name for name, value in zip(names, (text, label), strict=True) if not _is_text(value)]
+        own = CSV_FIELDS if fields.keys() >= set(CSV_FIELDS) and not fields.keys() >= set(JSON_FIELDS) else names
+        text, label = fields.get(own[0]), fields.get(own[1])
+        wrong = [name for name, value in zip(own, (text, label), strict=True) if not _is_text(value)]
         if wrong:
             problems.append(f"row {number}: {', '.join(wrong)} missing, empty or not text")
         elif any(str(field).strip() for field in fields.get(_BEYOND, ())):
@@ -101,7 +102,7 @@ def check_target(path: Path, sources: Iterable[Path]) -> None:
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write a data file; see `write_fields`.
 
-    All that stood in a row is kept, unless it comes from another kind of file: then text and label alone.
+    All that stood in a row is kept, unless JSON becomes CSV or the other way round: then text and label alone.
     """
     names = CSV_FIELDS if path.suffix == ".csv" else JSON_FIELDS
     write_fields(
@@ -242,6 +243,17 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
                 raise DataError(f"the model takes no {part} part from its data ({path}): give the file that is one, and --split all")
             return found
     raise DataError(f"there is no split {part!r}: use all, train, validation or test")
+
+
+def is_training_file(path: Path, training: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on part of this file: whether the file falls into parts that the model's metadata record."""
+    recorded = training.get("data_sha256")
+    if not isinstance(recorded, dict):
+        return False
+    return any(
+        found and fingerprint(found) == recorded.get(part)
+        for part, found in split(load_examples(path), **training["recipe"]["split"]).items()
+    )
 
 
 def without_copies(examples: Sequence[Example], of: Sequence[Example]) -> list[Example]:

@@ -60,7 +60,7 @@ class Evaluation:
     """Share of the out-of-scope queries that would go to review, by label or by low confidence."""
     reviewed: float
     """Share of all queries that would go to review."""
-    routed_accuracy: float
+    routed_accuracy: float | None
     """Accuracy of the queries that would be routed to a topic."""
     routing: list[dict[str, Any]]
     """What is routed: a row for all, and one for each label that some query got, but for out of scope. `label` (None for all), `threshold`,
@@ -79,7 +79,7 @@ class Evaluation:
             "macro_f1": round(self.macro_f1, 4),
             "ece": round(self.ece, 4),
             "reviewed": round(self.reviewed, 4),
-            "routed_accuracy": round(self.routed_accuracy, 4),
+            "routed_accuracy": None if self.routed_accuracy is None else round(self.routed_accuracy, 4),
             "out_of_scope_recall": None if self.out_of_scope_recall is None else round(self.out_of_scope_recall, 4),
             "per_label": {label: {name: round(value, 4) for name, value in row.items()} for label, row in self.per_label.items()},
             "confusions": [{"label": a, "given": b, "count": count} for a, b, count in self.confusions],
@@ -131,7 +131,7 @@ def evaluate(card: ModelCard, examples: Sequence[Example], decisions: Sequence[D
         confusions=[(a, b, count) for (a, b), count in wrong.most_common()],
         out_of_scope_recall=float(to_review[outside].mean()) if outside.any() else None,
         reviewed=float(to_review.mean()),
-        routed_accuracy=float(correct[~to_review].mean()) if (~to_review).any() else 0.0,
+        routed_accuracy=float(correct[~to_review].mean()) if (~to_review).any() else None,
         routing=[
             _routing(None, None, correct, ~to_review),
             *(

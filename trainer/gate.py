@@ -3,6 +3,8 @@
 The exact McNemar test asks whether the new model loses more of them than it wins. A test says little where there
 are few examples, so the fall in accuracy is limited besides, whatever the test says.
 
+A label that the old model has must stay: else nothing would come out on its topic any more, which somebody reads.
+
 A label's recall may fall by so much at most, too. There the examples are so few that one of them may be more than
 the limit (1 of 5 is 20 points). So a label is refused only if it falls by more than the limit and the same test,
 on that label's examples alone, says that this is no chance. With fewer examples than the test can decide by (five
@@ -61,6 +63,10 @@ def compare(
             if names
         )
         notes.append(f"the models have different labels ({strangers}): compared on the {len(rows)} examples of those that both have")
+    if gone := sorted(set(old_labels) - common):
+        refused.append(
+            f"nothing would go to the topics of {', '.join(gone)} any more: put these labels back into the data, or publish all the same"
+        )
     if not rows:
         return Verdict(False, (*refused, *notes, "there is nothing to compare the models by"), accuracy)
 

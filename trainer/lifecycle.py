@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import build, dataset, publish, registry, work
+from trainer.dataset import DataError
 from trainer.files import write_whole
 from trainer.recipe import Review, review_of
 from trainer.registry import Judgement
@@ -78,7 +79,10 @@ def calibrate(
     from trainer.recalibrate import recalibrate  # scikit-learn is not needed to build
 
     review = review_of(precision, confidence)
-    examples = dataset.part_of(data, split, build.read_metadata(model)["training"])
+    training = build.read_metadata(model)["training"]
+    examples = dataset.part_of(data, split, training)
+    if split in ("all", "train") and dataset.is_training_file(data, training):
+        raise DataError(f"the model has learnt from {data}, and is surer of what it has learnt: give --split validation, or other queries")
     with work.alone(model):
         entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True))
         _say_published(model, entry.version, entry.replaced)
@@ -125,5 +129,5 @@ def _say_published(model: Path, version: str, before: str | None) -> None:
             f"its report is not written, for want of the trainer's libraries: `python -m trainer report {model}` does", soft_wrap=True
         )
         return
-    for path in report.write(model, build.read_metadata(model), figures.read_record(model, version)):
+    for path in report.write(model, build.read_metadata(model), figures.read_record(model, version), model):
         console.print(f"wrote {path}", soft_wrap=True)

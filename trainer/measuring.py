@@ -166,7 +166,7 @@ def report(
             for part in found:
                 record |= part
                 figures.write_record(directory, record)
-    for path in page.write(directory, metadata, record):
+    for path in page.write(directory, metadata, record, model if model.is_dir() else building.directory_of(model)):
         console.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -220,7 +220,8 @@ def learnt_from(
 
 
 def _summary(figures: dict[str, Any]) -> str:
+    right = "" if figures["routed_accuracy"] is None else f", the others {figures['routed_accuracy']:.1%} right"
     return (
         f"{figures['n']} queries, accuracy {figures['accuracy']:.4f}, macro-F1 {figures['macro_f1']:.4f}, "
-        f"ECE {figures['ece']:.4f}; {figures['reviewed']:.1%} to review, the others {figures['routed_accuracy']:.1%} right"
+        f"ECE {figures['ece']:.4f}; {figures['reviewed']:.1%} to review{right}"
     )

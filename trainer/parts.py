@@ -39,6 +39,7 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
         )
     _say_untested(recipe, parts, say)
     learnt = [parts["train"], *(_train_only(recipe, path, parts, say) for path in recipe.train_only)]
+    learnt = [[example for example in file for _ in range(recipe.repeat.get(example.label, 1))] for file in learnt]
     if start_version is not None:
         parts["train"] = fair_share(learnt, recipe.continuing.examples, f"{recipe.training.seed}:{start_version}")
     else:

@@ -26,6 +26,7 @@ from trainer.fast_gguf import gguf
 from trainer.network import answer_log_probabilities, from_gguf, hardware_precision
 from trainer.yardsticks import Labels, Predict, tfidf_svm
 from worker.classifier import Classifier
+from worker.classifier.cores import available_cores
 from worker.classifier.labels import agreement
 
 MINILM_PACKAGE = "all_minilm_l6_v2"
@@ -59,6 +60,7 @@ def compare(
     model: Path, train: Sequence[Example], test: Sequence[Example], rounds: int, on_step: Callable[[str], None]
 ) -> tuple[list[Peer], Peak]:
     """Train the peers on `train`, then let all classify `test`, `rounds` times in turns."""
+    torch.set_num_threads(available_cores())  # as many as the engine's
     classifier = Classifier.open(model)
     texts, truth = [example.text for example in test], [example.label for example in test]
     on_step("training TF-IDF + linear SVM")
@@ -74,6 +76,8 @@ def compare(
         ),
     }
 
+    for predict in predictors.values():
+        predict(texts[:_TORCH_BATCH])  # what the first call does besides is not counted
     rates: dict[str, list[float]] = {name: [] for name in predictors}
     given: dict[str, Labels] = {}
     computed = []

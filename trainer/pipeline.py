@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from worker.classifier.prompt import encode_query
 PROBE_TOLERANCE = 0.1
 """How far a probe's probability may differ: other CPUs and weight formats round differently."""
 
+PACKAGES = ("pointsman", "llama-cpp-python", "gguf")
+"""Whose versions are recorded besides those of the libraries that train."""
 TRAINED_FILE = "trained.npz"
 HELD_OUT: tuple[dataset.Part, ...] = ("validation", "test")
 
@@ -262,7 +265,7 @@ def _report(recipe: Recipe, directory: Path, metadata: Mapping[str, Any], test: 
         source, split = (recipe.test, "all") if recipe.test else (recipe.data, "test")
         record = figures.record_for(test, source, split, metadata["training"]["version"], {})
         yield figures.write_record(directory, record)
-    yield from report.write(directory, metadata, record)
+    yield from report.write(directory, metadata, record, recipe.output)
 
 
 def _answers(recipe: Recipe, vocabulary: LoadedModel, start: Start | None) -> tuple[Sequence[str], list[list[int]]]:
@@ -322,8 +325,9 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "name": recipe.name,
             "version": "unreleased",
             **recipe.base.record(),
-            "recipe": recipe.model_dump(mode="json", include={"split", "review", "gate", "answers"})
+            "recipe": recipe.model_dump(mode="json", include={"split", "review", "gate", "answers", "repeat"})
             | {"training": recipe.schedule().model_dump()},
+            "files": recipe.files(),
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "steps": log.steps,
@@ -332,7 +336,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "eval_accuracies": [(each.step, round(each.accuracy, 4)) for each in log.evaluations],
             "weights": {"taken": log.taken, "candidates": {name: asdict(each) for name, each in log.candidates.items()}},
             "precision": log.precision,
-            "versions": log.versions | {"python": platform.python_version()},
+            "versions": log.versions | {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }

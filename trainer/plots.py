@@ -134,16 +134,19 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> str:
         return _svg(axes, "reliability")
 
 
-def risk_coverage(points: Sequence[Mapping[str, float]], coverage: float, error: float) -> str:
-    """Error among the routed by how many are routed; `coverage` and `error` are what the model's threshold gives."""
+def risk_coverage(points: Sequence[Mapping[str, float]], at_threshold: tuple[float, float] | None) -> str:
+    """Error among the routed by how many are routed; `at_threshold` is (coverage, error) of the model's, None if it routes none."""
     with mpl.rc_context(_STYLE):
         axes = _axes(5.4, 4.4)
         axes.plot([row["coverage"] for row in points], [row["error"] for row in points], color=BLUE, marker=".", linewidth=1.6)
-        axes.plot([coverage], [error], "D", color=ORANGE, markersize=8, clip_on=False, zorder=3, label="at the model's threshold")
+        if at_threshold is not None:
+            coverage, error = at_threshold
+            axes.plot([coverage], [error], "D", color=ORANGE, markersize=8, clip_on=False, zorder=3, label="at the model's threshold")
         axes.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage: share of all queries routed", ylabel="error among the routed")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        axes.legend(loc="upper left")
+        if at_threshold is not None:
+            axes.legend(loc="upper left")
         return _svg(axes, "risk")
 
 

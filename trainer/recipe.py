@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from trainer import hub
 from trainer.base import Base
 from trainer.dataset import DataError
+from worker.classifier.labels import check_names
 
 
 class RecipeError(Exception):
@@ -49,7 +50,7 @@ def thinks_on(text: str) -> bool:
 
 class PromptText(_Section):
     prefix: str
-    suffix: str
+    suffix: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")
     def _thoughts_are_closed(self) -> PromptText:
@@ -149,6 +150,8 @@ class Recipe(_Section):
     codes: dict[str, str] = {}
     """Name -> the single token that the model answers with; labels left out get a word of their name, or a letter."""
     out_of_scope: str | None = None
+    repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Name -> how often its training examples are seen in an epoch, where a label has far fewer of them than queries will; else once."""
     prompt: PromptText
     split: Split
     training: Training = Training()
@@ -163,6 +166,14 @@ class Recipe(_Section):
         if self.start_from is None:
             return self.training
         return self.training.model_copy(update=self.continuing.model_dump(exclude={"examples"}))
+
+    def files(self) -> dict[str, list[str]]:
+        """What the examples come from, by their part in the recipe: names of files without directories, or of data sets of the hub."""
+        found = {"data": [self.data], "train_only": self.train_only, "validation": [self.validation], "test": [self.test]}
+        named = {
+            part: [str(source) if hub.is_hub_id(source) else source.name for source in sources if source] for part, sources in found.items()
+        }
+        return {part: names for part, names in named.items() if names}
 
     @model_validator(mode="before")
     @classmethod
@@ -179,11 +190,13 @@ class Recipe(_Section):
             return self
         if len(self.labels) < 2:
             raise ValueError("labels: at least two are needed")
+        check_names(self.labels)
         if self.out_of_scope is not None and self.out_of_scope not in self.labels:
             raise ValueError(f"out_of_scope: {self.out_of_scope!r} is not one of the labels")
-        strangers = sorted(set(self.codes) - set(self.labels))
-        if strangers:
-            raise ValueError(f"codes: {', '.join(map(repr, strangers))} are not among the labels")
+        for what, named in (("codes", self.codes), ("repeat", self.repeat)):
+            strangers = sorted(set(named) - set(self.labels))
+            if strangers:
+                raise ValueError(f"{what}: {', '.join(map(repr, strangers))} are not among the labels")
         return self
 
     @model_validator(mode="after")

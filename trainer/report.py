@@ -39,9 +39,9 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     )
 
 
-def write(directory: Path, metadata: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[Path]:
-    """Write the page and the model card into a directory; yields each when it is written."""
-    for name, text in ((REPORT_FILE, render(metadata, record)), (card.CARD_FILE, card.render(metadata, record))):
+def write(directory: Path, metadata: Mapping[str, Any], record: Mapping[str, Any], model: Path) -> Iterator[Path]:
+    """Write the page and the model card of `model`, its directory, into `directory`; yields each when it is written."""
+    for name, text in ((REPORT_FILE, render(metadata, record)), (card.CARD_FILE, card.render(metadata, record, model))):
         (directory / name).write_text(text, encoding="utf-8")
         yield directory / name
 
@@ -60,6 +60,7 @@ def _plots(metadata: Mapping[str, Any], record: Mapping[str, Any], figures: Mapp
     if figures.get("reliability"):
         drawn["reliability"] = plots.reliability(figures["reliability"])
     if figures.get("risk_coverage"):
-        routed = 1 - figures["reviewed"]
-        drawn["risk_coverage"] = plots.risk_coverage(figures["risk_coverage"]["points"], routed, 1 - figures["routed_accuracy"])
+        right = figures["routed_accuracy"]
+        at_threshold = None if right is None else (1 - figures["reviewed"], 1 - right)
+        drawn["risk_coverage"] = plots.risk_coverage(figures["risk_coverage"]["points"], at_threshold)
     return drawn

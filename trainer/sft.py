@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trainer import adapter, checkpoints, pretrained, processes
 from trainer.build import Adapter
 from trainer.pretrained import precision
-from trainer.recipe import Recipe, Training
+from trainer.recipe import Recipe, RecipeError, Training
 from trainer.selection import Evaluation
 from trainer.terminal import Progress, peak_memory_gb
 from trainer.watch import STATE_FILE, TokenExample, Watch
@@ -102,9 +103,11 @@ def train_adapter(
         start: the adapter to begin with, instead of one that changes nothing.
 
     Raises:
-        RecipeError: `start` does not fit the recipe or the base.
+        RecipeError: `start` does not fit the recipe or the base, or batches cannot be shared out among the processes.
     """
     settings = recipe.schedule()
+    if settings.batch_size % processes.count():
+        raise RecipeError(f"training.batch_size ({settings.batch_size}) cannot be shared out evenly among {processes.count()} processes")
     progress("loading the base", 0, None)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
@@ -118,7 +121,7 @@ def train_adapter(
     args = trl.SFTConfig(
         output_dir=str(output.parent),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
+        per_device_train_batch_size=settings.batch_size // processes.count(),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup_ratio,
@@ -179,7 +182,8 @@ def train_adapter(
         steps=trainer.state.global_step,
         minutes=watch.seconds / 60,
         peak_memory_gb=peak_memory_gb(),
-        versions={module.__name__: module.__version__ for module in (torch, transformers, trl)},
+        versions={module.__name__: module.__version__ for module in (torch, transformers, trl, peft)}
+        | ({"unsloth": version("unsloth")} if pretrained.uses_unsloth() else {}),
         precision=str(dtype).removeprefix("torch."),
         validation_log_probabilities=candidates[taken].answers,
     )

@@ -159,7 +159,7 @@ def tune(
     texts: Annotated[
         Path | None, typer.Option(help="Queries to measure with, as for demo; the test split beside the model if not given.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Weight formats only, in fewer rounds: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Weight formats only, in fewer rounds: minutes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find what is fastest here: weight format, threads, batches. `run` uses what was found."""
@@ -229,6 +229,8 @@ def bench(
         for line in benchmark.lines(report):
             out.print(line, highlight=False, soft_wrap=True)
     written = benchmark.save(report, save_to)
+    if not any(path.suffix == ".png" for path in written):
+        err.print("no plot: matplotlib is not installed (`make setup` brings it)")
     err.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
 
 

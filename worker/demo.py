@@ -71,7 +71,7 @@ def demo(model: Path, samples: Sequence[Sample], console: Console) -> bool:
         console.print(f"Redis    {redis_url} (embedded, for this demo alone)")
         with ExitStack() as stack:
             with console.status("loading and checking the model"):
-                http_url = stack.enter_context(worker_process(["worker", "run"], redis_url, {"MODEL": str(model)}))
+                http_url = stack.enter_context(worker_process(["worker", "run"], redis_url, {"MODEL": str(model)})).url
             console.print(f"worker   {http_url}/metrics  /readyz  /asyncapi")
             return asyncio.run(_route(redis_url, http_url, samples, console))
 

@@ -6,18 +6,16 @@ import structlog
 
 from worker.classifier import Classifier, EngineOptions, tuning
 from worker.classifier.model_file import verify
-from worker.errors import Fatal
-from worker.routing import Streams, check_topics
 from worker.settings import Settings
 
 log = structlog.get_logger("pointsman.model")
 
 
 def open_classifier(settings: Settings) -> Classifier:
-    """Load the settings' model, check it against its probes, and check that its labels give distinct streams.
+    """Load the settings' model and check it against its probes.
 
     Raises:
-        ModelFileError, EngineError, Fatal: it cannot be used; the message says why.
+        ModelFileError, EngineError: it cannot be used; the message says why.
     """
     options = EngineOptions(sequences=settings.batch_size, threads=settings.threads)
     if settings.model_sha256 is not None:
@@ -25,13 +23,7 @@ def open_classifier(settings: Settings) -> Classifier:
     path, options = tuning.choose(
         settings.model, settings.format, settings.cache_dir, options, n_gpu_layers=settings.n_gpu_layers, on_trial=_log_trial
     )
-    classifier = Classifier.open(path, options=options, max_query_tokens=settings.max_query_tokens, n_gpu_layers=settings.n_gpu_layers)
-    try:
-        check_topics(classifier.card, Streams(settings.namespace))
-    except ValueError as error:
-        classifier.close()
-        raise Fatal(str(error)) from error
-    return classifier
+    return Classifier.open(path, options=options, max_query_tokens=settings.max_query_tokens, n_gpu_layers=settings.n_gpu_layers)
 
 
 def _log_trial(trial: tuning.Trial) -> None:

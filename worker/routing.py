@@ -6,11 +6,11 @@ threshold. Both were measured (docs/decisions.md).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from worker.classifier import Decision, ModelCard
+from worker.classifier.labels import slug
 
 Outcome = Literal["routed", "review", "dead"]
 
@@ -39,12 +39,8 @@ class Streams:
         return f"{self.namespace}:seen"
 
     def topic(self, label: str) -> str:
-        """The stream of one label: lower case, words joined by '-'."""
+        """The stream of one label."""
         return f"{self.namespace}:topic:{slug(label)}"
-
-
-def slug(label: str) -> str:
-    return re.sub(r"[^\w]+", "-", label.lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +49,6 @@ class Destination:
 
     stream: str
     outcome: Outcome
-
-
-def check_topics(card: ModelCard, streams: Streams) -> None:
-    """Raises ValueError if two labels of the model would share one stream."""
-    seen: dict[str, str] = {}
-    for name in card.labels.names:
-        topic = streams.topic(name)
-        if topic in seen:
-            raise ValueError(f"labels {seen[topic]!r} and {name!r} would both be published to {topic}: rename one")
-        seen[topic] = name
 
 
 def route(decision: Decision, card: ModelCard, streams: Streams) -> Destination:

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from worker.embedded_redis import end_process, free_port
 from worker.errors import Fatal
@@ -18,9 +19,18 @@ open_local = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 """Like urlopen, but past any proxy: workers are near, and a proxy that stands in the environment is for what is far."""
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A worker that is ready."""
+
+    url: str
+    """Its HTTP address."""
+    pid: int
+
+
 @contextmanager
-def worker_process(command: Sequence[str], redis_url: str, settings: Mapping[str, str]) -> Iterator[str]:
-    """Run `python -m command`; yields its HTTP address once it is ready. It is stopped by SIGTERM.
+def worker_process(command: Sequence[str], redis_url: str, settings: Mapping[str, str]) -> Iterator[Running]:
+    """Run `python -m command`, until it is ready and then until the caller is done: it is stopped by SIGTERM.
 
     Args:
         settings: by the names of the environment, without POINTSMAN_. Nothing else of the caller's settings is passed on.
@@ -42,7 +52,7 @@ def worker_process(command: Sequence[str], redis_url: str, settings: Mapping[str
             if time.monotonic() > deadline:
                 raise Fatal(f"the worker was not ready after {PATIENCE_S:.0f} s")
             time.sleep(0.05)
-        yield url
+        yield Running(url, process.pid)
     finally:
         end_process(process, patience_s=30)
 

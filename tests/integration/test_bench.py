@@ -18,8 +18,10 @@ from redis import Redis
 from tests.support import MODEL
 from worker.bench import engine, service
 from worker.classifier import Classifier, EngineOptions
+from worker.errors import Fatal
 from worker.routing import Streams
 from worker.settings import load_settings
+from worker.worker_process import Running
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_a_rate_counts_what_follows_the_first_publication_until_the_last(bench: 
             bench.redis.xadd(bench.outputs[number % 2], {"pointsman.id": "1-0"}, id=f"{at_ms}-{number}")
 
     monkeypatch.setattr(service, "fill", publish)
-    assert service.saturated(bench, ["a"], 4, at_once=2) == pytest.approx(2 / 2.0)
+    assert service.saturated(bench, ["a"], 4, at_once=2).messages_per_s == pytest.approx(2 / 2.0)
 
 
 def test_the_first_batches_of_many_workers_are_not_counted(bench: service.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,22 +68,23 @@ def test_the_first_batches_of_many_workers_are_not_counted(bench: service.Bench,
             bench.redis.xadd(bench.outputs[number % 2], {"pointsman.id": "1-0"}, id=f"{at_ms}-{number}")
 
     monkeypatch.setattr(service, "fill", publish)
-    assert service.saturated(bench, ["a"], 12, at_once=4) == pytest.approx(8 / 2.0)
-    assert service.saturated(bench, ["a"], 12, at_once=100) == pytest.approx(12 / 3.5)
+    assert service.saturated(bench, ["a"], 12, at_once=4).messages_per_s == pytest.approx(8 / 2.0)
+    assert service.saturated(bench, ["a"], 12, at_once=100).messages_per_s == pytest.approx(12 / 3.5)
 
 
 def test_a_stand_in_worker_moves_every_message_once_and_bare_redis_is_timed_on_the_same(bench: service.Bench) -> None:
     started = time.monotonic()
-    worker, bare = service.stand_in(bench, ["My pool pump is humming"], 3000)
+    flow, bare = service.stand_in(bench, ["My pool pump is humming"], 3000)
     seconds = time.monotonic() - started
     assert_each_came_out_once(bench, 3000)
     assert bare > 3000 / seconds
-    assert worker > (3000 - 2 * 256) / seconds, "what came out first, a batch or two in the same millisecond, is not counted"
-    assert max(worker, bare) < 1e6, "more than Redis can"
+    assert flow.messages_per_s > (3000 - 2 * 256) / seconds, "what came out first, a batch or two in the same millisecond, is not counted"
+    assert max(flow.messages_per_s, bare) < 1e6, "more than Redis can"
+    assert 0 < flow.redis_us < 1e6 * seconds / 3000, "Redis computes with one core"
 
 
 def test_a_paced_stand_in_takes_its_time(bench: service.Bench) -> None:
-    assert service.scale_out(bench, 1, 0.01, 3.0) > 0
+    assert service.scale_out(bench, 1, 0.01, 3.0).messages_per_s > 0
     assert_each_came_out_once(bench, 300)
     assert took_s(bench) > 3.0 * 0.99
 
@@ -91,15 +94,15 @@ def test_workers_that_are_scaled_out_share_the_messages(bench: service.Bench, mo
     worker = service.worker
 
     @contextmanager
-    def watched(bench: service.Bench, pace_s: float | None = None, **settings: str) -> Iterator[str]:
-        with worker(bench, pace_s, **settings) as url:
-            yield url
-            with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+    def watched(bench: service.Bench, pace_s: float | None = None, **settings: str) -> Iterator[Running]:
+        with worker(bench, pace_s, **settings) as running:
+            yield running
+            with urllib.request.urlopen(f"{running.url}/metrics", timeout=30) as reply:
                 lines = reply.read().decode().splitlines()
             shares.append(next(float(line.split()[1]) for line in lines if line.startswith("pointsman_published_total ")))
 
     monkeypatch.setattr(service, "worker", watched)
-    assert service.scale_out(bench, 2, 0.01, 3.0) > 0, "three seconds' work for each"
+    assert service.scale_out(bench, 2, 0.01, 3.0).messages_per_s > 0, "three seconds' work for each"
     assert_each_came_out_once(bench, 600)
     assert took_s(bench) > 3.0 * 0.99
     assert len(shares) == 2
@@ -129,19 +132,29 @@ def test_a_worker_with_the_real_model_moves_every_message_once_and_its_engine_is
     seconds = time.monotonic() - started
     assert_each_came_out_once(bench, 150)
     assert alone > 150 / seconds
-    assert through > (150 - 64) / seconds, "the first batch is not counted"
+    assert through.messages_per_s > (150 - 64) / seconds, "the first batch is not counted"
 
 
 def test_a_worker_says_how_much_memory_it_holds_and_stays_under_its_limit(bench: service.Bench, texts: list[str]) -> None:
     found = service.memory(bench, texts, 4000)
     assert 100 < found.early_mb < 700
     assert found.late_mb < found.early_mb + 40
+    assert found.peak_mb is not None
+    assert found.late_mb <= found.peak_mb < 700
+
+
+def test_only_one_redis_can_be_measured(household: Classifier) -> None:
+    settings = load_settings({}, format="original", model=MODEL)
+    with pytest.raises(Fatal, match="one Redis"):
+        service.make("redis+cluster://localhost:6379", MODEL, EngineOptions(), household.card.labels.names, settings)
 
 
 def test_the_engine_is_compared_with_prefill_and_the_ordinary_way(texts: list[str]) -> None:
     steps: list[None] = []
     figures = engine.measure(MODEL, EngineOptions(), texts[:48], 3, lambda: steps.append(None))
-    assert len(steps) == 3 * 5
+    assert len(steps) == 3 * 7
+    assert figures.prefill_tokens in engine.PREFILL_TOKENS
+    assert figures.batches_to_prefill < 2 * figures.to_prefill, "two batches share less than all at once"
     assert figures.to_server is None
     assert 0.5 < figures.computed_share < 1.1, "up to 63 tokens are computed beside the queries when what is held is chosen anew"
     assert figures.to_ordinary > 1, "batched decoding, six times as fast as create_completion, is slower in two rounds of three"
@@ -155,6 +168,10 @@ def test_the_benchmark_leaves_the_streams_of_others_alone(bench: service.Bench, 
     service.fill(bench, ["a", "b", "c"], 7)
     entries: Any = redis.xrange(service.STREAMS.queries)
     assert [fields[b"text"] for _, fields in entries] == [b"a", b"b", b"c", b"a", b"b", b"c", b"a"]
+    service.clear(bench)
+    service.fill(bench, ["a", "b", "c"], 7, repeats=2)
+    entries = redis.xrange(service.STREAMS.queries)
+    assert [fields[b"text"] for _, fields in entries] == [b"a", b"a", b"b", b"b", b"c", b"c", b"a"]
     assert all(left != right for left, right in pairwise(entries))
     service.clear(bench)
     assert redis.xlen(others.queries) == 1

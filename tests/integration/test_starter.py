@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.support import ROOT
 from trainer import build
 from trainer.cli import app
-from trainer.dataset import load_examples
+from trainer.dataset import DataError, load_examples
 from trainer.recipe import load_recipe
 from trainer.registry import versions
 from worker.classifier import Classifier
@@ -105,7 +105,10 @@ def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
     model = workshop / HELPDESK.stem
     assert build.model_file_of(model).is_file(), "made by the test before"
     before = versions(model)[-1]
-    said = run("calibrate", model, "--data", HELPDESK, "--split", "train", "--precision", "0.6", "--confidence", "0.8")
+    queries = workshop / "queries.jsonl"
+    rows = [{"text": f"{example.text} please", "label": example.label} for example in load_examples(HELPDESK)]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = run("calibrate", model, "--data", queries, "--precision", "0.6", "--confidence", "0.8")
     after = versions(model)[-1]
     assert after.replaced == before.version != after.version
     assert after.adapter_sha256 == before.adapter_sha256
@@ -120,5 +123,8 @@ def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
     classifier.close()
     run("report", model)
     assert "The guarantee, from the validation part" in (model / "report.html").read_text()
+    refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(HELPDESK)])
+    assert isinstance(refused.exception, DataError)
+    assert "has learnt from" in str(refused.exception)
     run("rollback", model)
     assert versions(model)[0].version == before.version == json.loads((model / build.METADATA_FILE).read_text())["training"]["version"]

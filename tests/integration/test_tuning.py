@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.support import command, environment
+from tests.support import MODEL_DIRECTORY, command, environment
+from trainer.base import Base
+from trainer.build import build, read_metadata
 from worker.classifier import Classifier, EngineOptions, ModelFileError, tuning
 from worker.classifier.formats import in_format
 from worker.classifier.model_file import content_hash
@@ -109,6 +111,17 @@ def test_tune_keeps_a_profile_that_run_and_doctor_use(model_file: Path, tmp_path
     assert "not used: POINTSMAN_FORMAT=original" in shown.stdout.decode()
     answered = command("classify", "Who fixed the sprinkler system in the yard?", "--json", model=model_file, cache_dir=tmp_path)
     assert json.loads(answered.stdout)["label"] == "irrigation"
+
+
+def test_without_any_query_nothing_is_measured_and_the_file_stays_as_it_is(tmp_path: Path) -> None:
+    silent = tmp_path / "silent.gguf"
+    metadata = read_metadata(MODEL_DIRECTORY)
+    metadata["probes"]["probes"] = []
+    build(Base.recorded_in(metadata["training"]).path(), None, metadata, silent)
+    trials: list[Trial] = []
+    found = tuning.measure(silent, content_hash(silent), [], tmp_path, base=EngineOptions(), on_trial=trials.append)
+    assert found == tuning.Profile(None, None, EngineOptions().batch_tokens, EngineOptions().micro_batch_tokens)
+    assert [trial.note for trial in trials] == ["the model has no probes, and there are no texts: nothing to measure with"]
 
 
 def test_a_start_with_little_patience_tries_no_format_when_its_time_is_up(model_file: Path, master_hash: str, cache: Path) -> None:

@@ -13,19 +13,21 @@ import pytest
 from rich.console import Console
 
 from worker.bench.engine import EngineFigures, spread, unlike_texts
-from worker.bench.report import CEILINGS, GOALS, Report, lines, save, table
+from worker.bench.report import CEILINGS, GOALS, PACKAGES, Report, lines, save, table
 from worker.bench.rounds import rates, ratio
-from worker.bench.service import Latency, Memory
+from worker.bench.service import Flow, Latency, Memory
 from worker.worker_process import open_local
 
 FIGURES = EngineFigures(
     messages=100,
     tokens_per_message=20.0,
+    prefill_tokens=512,
     prefill_tokens_per_s=1500.0,
     tokens_per_s=1800.0,
     messages_per_s=90.0,
     to_prefill=1.2,
     unlike_to_prefill=1.05,
+    batches_to_prefill=1.12,
     ordinary_messages_per_s=15.0,
     to_ordinary=6.0,
     server_messages_per_s=30.0,
@@ -34,15 +36,16 @@ FIGURES = EngineFigures(
     forward_pass_tokens=20,
 )
 REPORT = Report(
-    machine={"cpu": "a CPU", "cores": 2, "model": "household 1 (base)", "format": "BF16"},
+    machine={"cpu": "a CPU", "cores": 2, "model": "household 1 (base)", "format": "BF16", "engine": {"sequences": 64}, "backend": "CPU"}
+    | dict.fromkeys(("python", *PACKAGES, "redis-server"), "1.2"),
     ratios=dict.fromkeys(GOALS, 100.0) | dict.fromkeys(CEILINGS, 1.0) | {"engine / create_completion": 6.0},
     engine=FIGURES,
     through_redis_per_s=88.0,
-    stand_in_per_s=40_000.0,
+    stand_in=Flow(40_000.0, 10.0),
     bare_redis_per_s=80_000.0,
     latencies=[Latency(0.0, 40, 24.0, 30.0, 20.0), Latency(22.0, 200, 25.0, 60.0, 20.0), Latency(66.0, 600, 40.0, 140.0, 20.0)],
-    scale_out={1: 200.0, 2: 396.0},
-    memory=Memory(200_000, 512.4, 512.9),
+    scale_out={1: Flow(200.0, 50.0), 2: Flow(396.0, 20.0)},
+    memory=Memory(200_000, 512.4, 512.9, 600.1),
 )
 
 
@@ -83,7 +86,11 @@ def test_the_figures_name_their_units_and_the_share_of_linear() -> None:
     assert "90 messages/s, 1,800 tokens/s (20.0 tokens a message, 80% of them computed)" in text
     assert "llama-server      30.0 messages/s" in text
     assert "one at a time    p50 24 ms, p99 30 ms" in text
-    assert "513 MB after 200,000 messages, 512 MB after a tenth of them" in text
+    assert "513 MB after 200,000 messages, 512 MB after a tenth of them, 600 MB at most" in text
+    assert "Redis itself      100,000 messages/s of its one core, with batches of 256" in text
+    assert "50,000 messages/s of its one core, with 2 workers, in small batches" in text
+    assert "in batches        1.12 of prefill, as a worker gets them from the queue: 64 messages at most" in text
+    assert "llama-cpp-python 1.2" in text
     assert "2 paced workers  396 messages/s, 0.99 of linear" in text
 
 

@@ -5,6 +5,7 @@ import random
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from trainer.dataset import (
     Example,
     check_labels,
     fingerprint,
+    is_training_file,
     load_examples,
     part_of,
     split,
@@ -44,7 +46,10 @@ def file(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("d.json", "\ufeff" + json.dumps([ROW])),
         ("d.jsonl", json.dumps(ROW) + "\n\n"),
         ("d.jsonl", json.dumps(ROW) + "\r\n"),
+        ("d.json", json.dumps([{"text": "my pool", "label": "pool"}])),
+        ("d.jsonl", json.dumps({"text": "my pool", "label": "pool", "input": "of a form"}) + "\n"),
         ("d.csv", "text,label\nmy pool,pool\n"),
+        ("D.CSV", "text,label\nmy pool,pool\n"),
         ("d.csv", 'label,text\r\npool,"my pool"\r\n'),
     ],
 )
@@ -164,6 +169,20 @@ def test_a_part_that_a_model_does_not_take_from_its_data_is_refused(tmp_path: Pa
     assert part_of(path, "validation", training)
     with pytest.raises(DataError, match=r"takes no test part from its data .* --split all"):
         part_of(path, "test", training)
+
+
+def test_the_file_that_a_model_has_learnt_from_is_known_again(tmp_path: Path) -> None:
+    rows = [f"{number * 'ab'} {number},pool\n" for number in range(1, 40)]
+    path = file(tmp_path, "d.csv", "text,label\n" + "".join(rows))
+    split_by: dict[str, Any] = {"seed": 1, "validation": 0.2, "test": 0.2}
+    recorded: dict[str, str] = {part: fingerprint(found) for part, found in split(load_examples(path), **split_by).items()}
+    training = {"recipe": {"split": split_by}, "data_sha256": recorded}
+    with_more = {"recipe": {"split": split_by}, "data_sha256": recorded | {"train": "of the file and of another"}}
+    others = file(tmp_path, "others.csv", "text,label\n" + "".join(rows[:20]) + "nothing like these,pool\n")
+    assert is_training_file(path, training)
+    assert is_training_file(path, with_more)
+    assert not is_training_file(others, training)
+    assert not is_training_file(path, {"recipe": {"split": split_by}})
 
 
 def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:

@@ -147,6 +147,13 @@ def test_what_is_routed_is_counted_by_label_and_in_all_with_exact_bounds() -> No
     assert found.reviewed == pytest.approx(3 / 13)
 
 
+def test_where_nothing_is_routed_nothing_is_right_or_wrong_of_it() -> None:
+    found = evaluate(a_card(), [Example("query", "pool")], [Decision("pool", 0.1, {"pool": 0.1}, 5, False)])
+    assert found.reviewed == 1
+    assert found.routed_accuracy is None
+    assert found.as_dict()["routed_accuracy"] is None
+
+
 def test_macro_f1_is_the_mean_over_the_labels_that_there_are() -> None:
     # pool: precision 1/2, recall 1; car: precision 1, recall 1/2.
     assert macro_f1(["pool", "car", "car"], ["pool", "pool", "car"]) == pytest.approx(2 / 3)

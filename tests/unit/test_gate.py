@@ -71,10 +71,17 @@ def test_a_label_with_too_few_examples_is_named_and_not_judged() -> None:
 
 def test_with_other_labels_only_what_both_know_is_compared() -> None:
     examples = [Example("a", "pool")] * 10 + [Example("b", "boat")] * 10
-    verdict = compare(["pool"] * 20, ["pool"] * 20, examples, ["pool", "car"], ["pool", "boat"], Gate())
+    verdict = compare(["pool"] * 20, ["pool"] * 20, examples, ["pool"], ["pool", "boat"], Gate())
     assert verdict.passed
     assert verdict.accuracy == 0.5
-    assert "(new: boat; gone: car): compared on the 10 examples" in verdict.reasons[1]
+    assert "(new: boat): compared on the 10 examples" in verdict.reasons[1]
+
+
+def test_a_model_that_has_lost_labels_takes_no_ones_place() -> None:
+    verdict = compare(["pool"] * 10, ["pool"] * 10, [Example("a", "pool")] * 10, ["pool", "car", "fence"], ["pool", "boat"], Gate())
+    assert not verdict.passed
+    assert verdict.reasons[0].startswith("nothing would go to the topics of car, fence any more")
+    assert "(new: boat; gone: car, fence)" in verdict.reasons[1]
 
 
 def test_without_a_label_in_common_nothing_is_published() -> None:

@@ -22,6 +22,7 @@ def test_names_and_codes_keep_the_order_of_the_labels() -> None:
         ([("pool", ""), ("car", "B")], None, "code is empty"),
         ([("pool", "A"), ("pool", "B")], None, "names used twice: pool"),
         ([("pool", "A"), ("car", "A")], None, "codes used twice: A"),
+        ([("water heater", "A"), ("Water-Heater", "B")], None, "'water heater' and 'Water-Heater' would both be published to the topic"),
         ([("pool", "A"), ("car", "B")], "other", "'other' is not in the label set"),
     ],
 )

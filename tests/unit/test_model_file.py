@@ -82,6 +82,7 @@ def test_another_format_version_is_refused(version: object) -> None:
         ("labels", VALUES["labels"] | {"out_of_scope": "nowhere"}, "'nowhere'"),
         ("labels", [], "TypeError"),
         ("prompt", {"prefix": ""}, "suffix"),
+        ("prompt", {"prefix": "", "suffix": ""}, "the prompt has no suffix"),
         ("calibration", {"temperature": 0, "threshold": 0.5}, "temperature"),
         ("calibration", {"temperature": 1, "threshold": 10**400}, "malformed"),
         ("probes", {"probes": [{"text": "x", "label": "car", "probability": 1}], "tolerance": 0.1}, "unknown labels: car"),

@@ -9,7 +9,7 @@ from trainer.recipe import Gate
 
 def test_equal_answers_are_at_parity() -> None:
     answers = np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
-    assert compare("F16", answers, answers) == Parity("F16", 1.0, 0.0, 0.0)
+    assert compare("F16", answers, answers) == Parity("F16", 1.0, 0.0, 0.0, len(answers))
 
 
 def test_of_each_query_the_largest_difference_counts() -> None:
@@ -28,5 +28,10 @@ def test_of_each_query_the_largest_difference_counts() -> None:
     ],
 )
 def test_what_is_too_unlike_is_said(same: float, mean: float, words: str | None) -> None:
-    said = complaint(Parity("F16", same, mean, 0.9), Gate())
+    said = complaint(Parity("F16", same, mean, 0.9, 1000), Gate())
     assert said is None if words is None else words in (said or "")
+
+
+def test_of_few_queries_one_may_be_answered_otherwise() -> None:
+    assert complaint(Parity("F16", 11 / 12, 0.01, 0.2, 12), Gate()) is None
+    assert complaint(Parity("F16", 10 / 12, 0.01, 0.2, 12), Gate()) is not None

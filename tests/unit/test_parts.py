@@ -48,6 +48,17 @@ def test_a_test_file_that_repeats_what_is_trained_on_is_told_of(tmp_path: Path) 
     assert [line for line in said if "1 of 2 examples of" in line and "flatter" in line]
 
 
+def test_examples_of_a_label_are_repeated_for_training_alone(tmp_path: Path) -> None:
+    rows = {"animal": ANIMALS, "thing": THINGS}
+    _, once = of(recipe(tmp_path, rows), lambda _: None)
+    _, parts = of(recipe(tmp_path, rows, repeat={"thing": 3}), lambda _: None)
+    assert parts["validation"] == once["validation"]
+    assert parts["test"] == once["test"]
+    for label, times in (("animal", 1), ("thing", 3)):
+        learnt = [example for example in once["train"] if example.label == label]
+        assert sorted(e.text for e in parts["train"] if e.label == label) == sorted(e.text for e in learnt * times)
+
+
 def test_small_files_are_taken_whole_and_larger_ones_share_what_room_is_left() -> None:
     taken = fair_share([file("data", 500), file("more", 900), file("corrections", 20)], 220, "seed")
     assert counts(taken) == {"data": 100, "more": 100, "corrections": 20}

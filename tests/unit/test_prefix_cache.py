@@ -92,6 +92,43 @@ def test_what_the_queries_of_a_call_share_anyway_is_not_worth_holding() -> None:
     assert not chose
 
 
+def ask_in_calls(cache: PrefixCache, queries: Sequence[Sequence[int]], size: int, alone: bool = True) -> None:
+    """Calls of so many queries; `alone` if none of them shares anything with another of its call."""
+    for start in range(0, len(queries), size):
+        matrix, lengths = token_matrix(queries[start : start + size])
+        cache.observe(matrix, lengths, np.zeros(len(matrix), dtype=np.int32) if alone else shared_with_previous(matrix))
+        cache.review()
+
+
+def long(beginning: list[int], n: int, length: int, seed: int = 0) -> list[list[int]]:
+    source = random.Random(seed)
+    return [[*beginning, *(source.randrange(1000, 40_000) for _ in range(length - len(beginning)))] for _ in range(n)]
+
+
+def test_what_saves_less_than_a_further_block_of_cells_costs_is_not_held() -> None:
+    """255 tokens and the prefix fill a block of 256 cells; of 51 tokens a query one saved is less than 5.5 %, and of 10 more."""
+    saving_little, saving_much = PrefixCache(63, taken=1), PrefixCache(63, taken=1)
+    ask_in_calls(saving_little, long([1], 500, 51), 5)
+    ask_in_calls(saving_much, long([1], 500, 10), 25)
+    assert len(saving_little.paths) == 0
+    assert len(saving_much.paths) == 1
+
+
+def test_the_same_is_held_where_calls_leave_room_for_it() -> None:
+    cache = PrefixCache(63, taken=1)
+    ask_in_calls(cache, long([1], 500, 51), 3)
+    assert cache.paths[:, 0].tolist() == [1]
+
+
+def test_what_is_held_goes_when_calls_become_full_and_it_saves_too_little() -> None:
+    cache = PrefixCache(63, taken=1)
+    ask_in_calls(cache, long([1], 500, 51), 1)
+    assert len(cache.paths) == 1
+    ask_in_calls(cache, long([1], WINDOW, 51, seed=1), 5)
+    assert len(cache.paths) == 0
+    assert held(cache, [1, 2, 3]) == 0
+
+
 def test_a_repeated_query_is_held_to_the_depth_bound() -> None:
     cache = PrefixCache(64)
     ask(cache, [list(range(3 * DEPTH))] * 200)

@@ -66,6 +66,10 @@ def test_what_a_recipe_leaves_out_has_defaults(tmp_path: Path) -> None:
         ({"base": {"name": "b", "licence": "MIT", "package": "p"}}, "base: Value error, name either package and file, or source"),
         ({"base": {"name": "b", "licence": "MIT", "source": "hf:b"}}, "base.source: Value error, hf:b names no model"),
         ({"base": {"name": "b", "licence": "MIT", "source": "hf:a/b:c.bin"}}, "base.source: Value error, c.bin is no GGUF"),
+        ({"prompt": {"prefix": "", "suffix": ""}}, "prompt.suffix: String should have at least 1 character"),
+        ({"repeat": {"boat": 2}}, "repeat: 'boat' are not among the labels"),
+        ({"repeat": {"pool": 0}}, "repeat.pool: "),
+        ({"labels": {"pool": "", "Pool": ""}, "codes": {}}, "'Pool' and 'pool' would both be published to the topic 'pool'"),
         ({"train_only": "hf:a/b:"}, "train_only.0: Value error, hf:a/b: names no data set"),
     ],
 )
@@ -90,6 +94,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, wha
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "none.yaml" in complaint(tmp_path / "none.yaml")
+
+
+def test_a_recipe_says_what_its_examples_come_from_and_not_where_that_lies(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, data=str(tmp_path / "mine.json"), train_only=["hf:a/b@c:d", "of/mine/more.csv"]))
+    assert recipe.files() == {"data": ["mine.json"], "train_only": ["hf:a/b@c:d", "more.csv"]}
 
 
 def test_a_model_without_a_name_is_named_after_its_output(tmp_path: Path) -> None:

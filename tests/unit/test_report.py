@@ -18,6 +18,7 @@ from trainer.build import read_metadata
 from trainer.dataset import DataError, Example
 
 NOT_RECORDED = "not recorded"
+MODEL = Path("models/household")
 
 
 def made_up(n_labels: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -182,7 +183,7 @@ def test_the_page_and_the_card_show_what_is_routed_of_each_label_with_its_bound(
         *("label 0", "61.2 %", "52", "47", "90.4 %", "93.6 %", "84.2 %"),
         *("label 1", "never routed", "49", "0", "0.0 %", "", ""),
     ]
-    text = card.render(metadata, record).replace("\N{NO-BREAK SPACE}", " ")
+    text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
     assert "Least sure of what is routed: label 0 (93.6 % of 47 right, at 95 % confidence at least 84.2 %)" in text
     assert "Guaranteed" not in text
 
@@ -196,7 +197,10 @@ def test_a_guarantee_is_told_with_its_condition() -> None:
     metadata["calibration"] |= {"thresholds": {"label 0": 1.0}, "guarantee": {"precision": 0.98, "confidence": 0.9, "tests": rows}}
     cells = list(tables(report.render(metadata, record)))
     assert cells[cells.index("all others together") + 4] == "3"
-    text = card.render(metadata, record).replace("\N{NO-BREAK SPACE}", " ")
+    text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
+    assert "were (which had a say in when training stopped and which weights were taken, so it is a little less than certain): what" in text
+    metadata["training"]["calibrated"] = {"time": "2026-01-01", "rows": 52, "sha256": "0"}
+    text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
     assert "while queries are drawn as those of the validation part were: what is routed is right with at least 98.0 %" in text
     assert "of label 0 each by itself, of the others together" in text
 
@@ -221,7 +225,7 @@ def test_what_older_training_did_not_record_is_said_to_be_not_recorded() -> None
     for key in ("reliability", "risk_coverage", "out_of_scope_detection"):
         del metadata["evaluation"]["test"][key]
     metadata["training"] = {name: metadata["training"][name] for name in ("name", "version", "base")} | {"data_sha256": "ee55"}
-    page, text = report.render(metadata, {}), card.render(metadata, {})
+    page, text = report.render(metadata, {}), card.render(metadata, {}, MODEL)
     for what in ("Reliability, and errors by coverage", "Weight formats", "The untuned base, prompted", "Losses"):
         assert f"{what}: {NOT_RECORDED}" in page
     assert "91.2\N{NO-BREAK SPACE}%" in page
@@ -234,7 +238,7 @@ def test_a_model_that_was_never_evaluated_has_a_page_and_a_card() -> None:
     metadata, _ = made_up()
     metadata["evaluation"] = {}
     assert f"How good the model is: {NOT_RECORDED}" in report.render(metadata, {})
-    assert NOT_RECORDED in card.render(metadata, {})
+    assert NOT_RECORDED in card.render(metadata, {}, MODEL)
 
 
 def test_a_model_without_out_of_scope_queries_is_not_said_to_lack_a_record() -> None:
@@ -242,13 +246,13 @@ def test_a_model_without_out_of_scope_queries_is_not_said_to_lack_a_record() -> 
     for name in ("out_of_scope_recall", "risk_coverage", "out_of_scope_detection"):
         record["evaluation"][name] = None
     metadata["labels"]["out_of_scope"] = None
-    text = card.render(metadata, record)
+    text = card.render(metadata, record, MODEL)
     assert "5 % false alarms, by one threshold on the highest in-scope probability: no such queries" in text
     assert NOT_RECORDED not in text + report.render(metadata, record).replace(f"<td>{NOT_RECORDED}</td>", "")
 
 
 def test_the_card_tells_labels_licence_data_and_figures() -> None:
-    text = card.render(*made_up())
+    text = card.render(*made_up(), MODEL)
     words = (
         "Apache-2.0",
         "cc33",
@@ -267,7 +271,22 @@ def test_the_household_card_is_what_is_recorded() -> None:
     metadata = read_metadata(MODEL_DIRECTORY)
     record = figures.read_record(MODEL_DIRECTORY, metadata["training"]["version"])
     committed = (MODEL_DIRECTORY / card.CARD_FILE).read_text(encoding="utf-8")
-    assert card.render(metadata, record) == committed, "run `python -m trainer report models/household`"
+    assert card.render(metadata, record, MODEL) == committed, "run `python -m trainer report models/household`"
+
+
+def test_a_model_that_routes_nothing_has_a_page_and_a_card() -> None:
+    metadata, record = made_up()
+    record["evaluation"] |= {"reviewed": 1.0, "routed_accuracy": None}
+    page, text = report.render(metadata, record), card.render(metadata, record, MODEL)
+    assert "at the model's threshold" not in page
+    assert "| 100.0\N{NO-BREAK SPACE}% | no such queries |" in text
+
+
+def test_the_card_says_how_to_build_the_model_where_it_is() -> None:
+    metadata, record = made_up()
+    text = card.render(metadata, record, Path("somewhere/by-name"))
+    assert "trainer build somewhere/by-name\n" in text
+    assert "POINTSMAN_MODEL=somewhere/by-name.gguf " in text
 
 
 def test_a_record_is_kept_for_the_same_model_and_queries_alone(tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ from worker.bench.llama_server import llama_server
 from worker.bench.rounds import Contestant, rates, ratio
 from worker.classifier import Classifier, EngineOptions
 from worker.classifier.cores import available_cores
-from worker.classifier.engine import kv_cache_type, layers_on_gpu
+from worker.classifier.engine import EngineError, context_params, layers_on_gpu
 from worker.classifier.grammar import gbnf
 from worker.classifier.model_file import load
 
-PREFILL_TOKENS = 512
+PREFILL_TOKENS = (256, 512)
+"""Tokens that llama.cpp's own prefill gets at a time. On a CPU sometimes the one is faster and sometimes the other: the faster counts."""
 ORDINARY_MESSAGES = 12
 """Queries that the ordinary way gets a round: it is slow."""
+UNLIKE_MESSAGES = 256
+"""Random texts a round, which share nothing: more of them are no other."""
 SERVER_MESSAGES = 96
 """Queries that llama-server gets a round."""
 
@@ -33,11 +36,15 @@ class EngineFigures:
 
     messages: int
     tokens_per_message: float
+    prefill_tokens: int
+    """How many at a time llama.cpp's own prefill was fastest with."""
     prefill_tokens_per_s: float
     tokens_per_s: float
     messages_per_s: float
     to_prefill: float
     unlike_to_prefill: float
+    batches_to_prefill: float
+    """The same in the batches that a worker gets from a full queue, in the order of the texts: fewer share a beginning."""
     ordinary_messages_per_s: float
     to_ordinary: float
     server_messages_per_s: float | None
@@ -65,7 +72,8 @@ def measure(
     by_length = sorted(texts, key=lengths.__getitem__)
     n_tokens = sum(lengths[text] for text in texts)
     # Never the same again: what comes again is held.
-    fresh = iter([(some, sum(len(classifier.encode(text).ids) for text in some)) for some in unlike_texts(len(texts), rounds + 1)])
+    count = min(len(texts), UNLIKE_MESSAGES)
+    fresh = iter([(some, sum(len(classifier.encode(text).ids) for text in some)) for some in unlike_texts(count, rounds + 1)])
 
     def classify(some: Sequence[str], amount: float) -> float:
         classifier.classify(some)
@@ -73,18 +81,30 @@ def measure(
 
     few, more = spread(by_length, ORDINARY_MESSAGES), spread(by_length, SERVER_MESSAGES)
     answer_tokens = max(map(len, classifier.code_ids)) + 1
+    batches = [texts[start : start + options.sequences] for start in range(0, len(texts), options.sequences)]
+
+    def classify_in_batches() -> float:
+        for batch in batches:
+            classifier.classify(batch)
+        return n_tokens
+
     with ExitStack() as stack:
-        decode = stack.enter_context(prefill(model, options, n_gpu_layers))
+        sizes = {tokens: stack.enter_context(prefill(model, options, n_gpu_layers, tokens)) for tokens in PREFILL_TOKENS}
+        tried = rates({str(tokens): decode for tokens, decode in sizes.items()}, 3)
+        prefill_tokens = max(sizes, key=lambda tokens: median(tried[str(tokens)]))
+        decode = sizes[prefill_tokens]
         complete = stack.enter_context(ordinary(classifier, model, answer_tokens, n_gpu_layers))
         contestants: dict[str, Contestant] = {
             "prefill": decode,
             "alike": lambda: classify(texts, n_tokens),
             "prefill again": decode,
             "unlike": lambda: classify(*next(fresh)),
+            "prefill once more": decode,
+            "in batches": classify_in_batches,
             "ordinary": lambda: complete(few),
         }
         if server is not None:
-            send = stack.enter_context(llama_server(server, model, classifier.card, answer_tokens))
+            send = stack.enter_context(llama_server(server, model, classifier.card, answer_tokens, layers_on_gpu(n_gpu_layers)))
             contestants["server"] = lambda: send(more)
         rates(contestants, 1)  # warms caches up
         found = rates(contestants, rounds, on_step)
@@ -97,11 +117,13 @@ def measure(
     return EngineFigures(
         messages=len(texts),
         tokens_per_message=per_message,
+        prefill_tokens=prefill_tokens,
         prefill_tokens_per_s=median(found["prefill"]),
         tokens_per_s=median(found["alike"]),
         messages_per_s=median(found["messages"]),
         to_prefill=ratio(found, "alike", "prefill"),
         unlike_to_prefill=ratio(found, "unlike", "prefill again"),
+        batches_to_prefill=ratio(found, "in batches", "prefill once more"),
         ordinary_messages_per_s=median(found["ordinary"]),
         to_ordinary=ratio(found, "messages", "ordinary"),
         server_messages_per_s=median(found["server"]) if server else None,
@@ -128,15 +150,19 @@ def unlike_texts(count: int, rounds: int = 1) -> list[list[str]]:
 
 
 @contextmanager
-def prefill(model: Path, options: EngineOptions, n_gpu_layers: int = 0, tokens: int = PREFILL_TOKENS) -> Iterator[Contestant]:
-    """llama.cpp's own prefill of one text of so many tokens, a full batch if not said, with the settings that suit it best."""
+def prefill(model: Path, options: EngineOptions, n_gpu_layers: int, tokens: int) -> Iterator[Contestant]:
+    """llama.cpp's own prefill of one text of so many tokens, in one batch and with the engine's own settings.
+
+    Raises:
+        EngineError: llama.cpp makes no context or does not compute; too little memory, say.
+    """
     loaded = load(model, n_gpu_layers=n_gpu_layers)
-    params = llama_cpp.llama_context_default_params()
+    params = context_params(loaded, options)
     params.n_ctx = params.n_batch = params.n_ubatch = tokens
-    params.n_threads = params.n_threads_batch = options.threads or available_cores()
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.type_k = params.type_v = kv_cache_type()
     context = llama_cpp.llama_init_from_model(loaded.handle, params)
+    if not context:
+        loaded.close()
+        raise EngineError(f"llama.cpp made no context of {tokens} tokens for {model}: too little memory?")
     source = random.Random(0)
     ids = (llama_cpp.llama_token * tokens)(*(source.randrange(1000, loaded.n_tokens) for _ in range(tokens)))
     batch = llama_cpp.llama_batch_get_one(ids, tokens)
@@ -145,7 +171,8 @@ def prefill(model: Path, options: EngineOptions, n_gpu_layers: int = 0, tokens: 
     def decode() -> float:
         for _ in range(times):
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
-            llama_cpp.llama_decode(context, batch)
+            if llama_cpp.llama_decode(context, batch) != 0:
+                raise EngineError(f"llama.cpp did not compute {tokens} tokens")
             llama_cpp.llama_synchronize(context)
         return times * tokens
 

@@ -26,7 +26,9 @@ _STARTS_WITHIN_S = 60.0
 
 
 @contextmanager
-def llama_server(binary: Path, model: Path, card: ModelCard, answer_tokens: int) -> Iterator[Callable[[Sequence[str]], float]]:
+def llama_server(
+    binary: Path, model: Path, card: ModelCard, answer_tokens: int, n_gpu_layers: int = 0
+) -> Iterator[Callable[[Sequence[str]], float]]:
     """A running server; what it gives sends texts, as many at a time as there are slots, and returns how many.
 
     Args:
@@ -38,6 +40,7 @@ def llama_server(binary: Path, model: Path, card: ModelCard, answer_tokens: int)
     port = free_port()
     command = [
         *(str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
+        *("--gpu-layers", str(n_gpu_layers if n_gpu_layers >= 0 else 999)),
         *("--parallel", str(SLOTS), "--ctx-size", str(SLOTS * _CELLS_PER_SLOT), "--threads", str(available_cores())),
         # The same texts come again each round: what the server keeps of old prompts in memory would answer them.
         *("--flash-attn", "on", "--no-webui", "--cache-ram", "0"),

@@ -21,7 +21,7 @@ from rich.table import Table
 from worker.bench import engine, service
 from worker.classifier import Classifier, EngineOptions, tuning
 from worker.classifier.cores import available_cores, cpu_name
-from worker.classifier.engine import system_info
+from worker.classifier.engine import backend, system_info
 from worker.embedded_redis import embedded_redis
 from worker.settings import Settings
 from worker.terminal import progress
@@ -35,6 +35,7 @@ GOALS = {
     "stand-in / bare redis-py": 0.4,
 }
 CEILINGS = {"p50 alone / forward pass": 1.3, "p99 at half load / forward pass": 3.0}
+PACKAGES = ("pointsman", "llama-cpp-python", "faststream", "redis")
 SCALE_PACE_S = 0.005
 SCALE_WORKERS = (1, 2, 4, 8, 16)
 MEMORY_MESSAGES = 200_000
@@ -48,11 +49,11 @@ class Report:
     ratios: dict[str, float]
     engine: engine.EngineFigures
     through_redis_per_s: float
-    stand_in_per_s: float
+    stand_in: service.Flow
     bare_redis_per_s: float
     latencies: list[service.Latency]
-    scale_out: dict[int, float]
-    """Messages/s by number of workers, with a stand-in model of SCALE_PACE_S a message; empty in a quick run."""
+    scale_out: dict[int, service.Flow]
+    """By number of workers, with a stand-in model of SCALE_PACE_S a message; empty in a quick run."""
 
     memory: service.Memory | None
     """None in a quick run."""
@@ -75,11 +76,11 @@ def bench(
     Raises:
         Fatal: Redis or a worker does not start or does not finish.
     """
-    rounds, seconds, shares = (3, 4.0, (0.25, 0.5, 0.75)) if quick else (7, 12.0, (0.1, 0.25, 0.5, 0.75, 0.9))
+    rounds, seconds, shares = (3, 4.0, (0.25, 0.5, 0.75)) if quick else (7, 30.0, (0.1, 0.25, 0.5, 0.75, 0.9))
     stand_in_messages = 20_000 if quick else 60_000
     with ExitStack() as stack:
         bar = stack.enter_context(progress(console))
-        steps = {"engine": (5 + bool(server)) * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
+        steps = {"engine": (7 + bool(server)) * rounds, "through Redis": rounds, "stand-in": rounds, "latency": 1 + len(shares)}
         counts = () if quick else SCALE_WORKERS
         steps |= {} if quick else {"scale-out": len(counts), "memory": 1}
         tasks = {name: bar.add_task(name, total=total) for name, total in steps.items()}
@@ -88,7 +89,7 @@ def bench(
             redis_url = stack.enter_context(embedded_redis(Path(directory)))
         options = EngineOptions(sequences=settings.batch_size, threads=settings.threads)
         path, options = tuning.choose(settings.model, settings.format, settings.cache_dir, options, n_gpu_layers=settings.n_gpu_layers)
-        made = machine(path, options)
+        made = machine(path, options, settings.n_gpu_layers)
         running = service.make(redis_url, path, options, made.pop("labels"), settings)
         stack.callback(service.clear, running)
 
@@ -102,7 +103,8 @@ def bench(
         for _ in range(rounds):
             stand_in.append(service.stand_in(running, texts, stand_in_messages))
             bar.advance(tasks["stand-in"])
-        through = median(rate for rate, _ in whole)
+        made["redis-server"] = service.redis_version(running)
+        through = median(flow.messages_per_s for flow, _ in whole)
         service.clear(running)
         length = figures.forward_pass_tokens
         with service.worker(running), engine.prefill(path, options, settings.n_gpu_layers, length) as decode:
@@ -125,30 +127,32 @@ def bench(
         "engine / prefill, unlike texts": figures.unlike_to_prefill,
         "engine / create_completion": figures.to_ordinary,
         **({} if figures.to_server is None else {"engine / llama-server": figures.to_server}),
-        "through Redis / engine": median(through / alone for through, alone in whole),
-        "stand-in / bare redis-py": median(worker / bare for worker, bare in stand_in),
+        "through Redis / engine": median(flow.messages_per_s / alone for flow, alone in whole),
+        "stand-in / bare redis-py": median(flow.messages_per_s / bare for flow, bare in stand_in),
         "p50 alone / forward pass": times[0].p50_ms / times[0].forward_pass_ms,
         "p99 at half load / forward pass": half.p99_ms / half.forward_pass_ms,
     }
     bare_per_s = median(bare for _, bare in stand_in)
-    return Report(made, ratios, figures, through, median(worker for worker, _ in stand_in), bare_per_s, times, scaled, soaked)
+    flow = service.Flow(median(flow.messages_per_s for flow, _ in stand_in), median(flow.redis_us for flow, _ in stand_in))
+    return Report(made, ratios, figures, through, flow, bare_per_s, times, scaled, soaked)
 
 
-def machine(model: Path, options: EngineOptions) -> dict[str, Any]:
+def machine(model: Path, options: EngineOptions, n_gpu_layers: int) -> dict[str, Any]:
     """What the figures were made on and with."""
-    classifier = Classifier.open(model)
+    classifier = Classifier.open(model, n_gpu_layers=n_gpu_layers)
     card, weights = classifier.card, classifier.weight_format
     classifier.close()
     return {
         "cpu": cpu_name(),
         "cores": available_cores(),
+        "backend": backend(n_gpu_layers),
         "features": system_info(),
         "model": f"{card.name} {card.version} ({card.base})",
         "format": weights,
         "engine": asdict(options),
         "labels": card.labels.names,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("llama-cpp-python", "faststream", "redis")},
+        **{name: version(name) for name in PACKAGES},
     }
 
 
@@ -169,27 +173,39 @@ def table(report: Report) -> Table:
 
 def lines(report: Report) -> list[str]:
     """The absolute figures, which hold for this machine at this moment only."""
-    figures = report.engine
+    figures, made = report.engine, report.machine
+    flows = {f"with batches of {service.STAND_IN_SETTINGS['BATCH_SIZE']}": report.stand_in}
+    if report.scale_out:
+        flows[f"with {max(report.scale_out)} workers, in small batches"] = report.scale_out[max(report.scale_out)]
     return [
+        f"computed by       {made['backend']}",
+        f"versions          {', '.join(f'{name} {made[name]}' for name in ('python', *PACKAGES, 'redis-server'))}",
         f"engine            {figures.messages_per_s:,.0f} messages/s, {figures.tokens_per_s:,.0f} tokens/s "
         f"({figures.tokens_per_message:.1f} tokens a message, {figures.computed_share:.0%} of them computed)",
-        f"llama.cpp prefill {figures.prefill_tokens_per_s:,.0f} tokens/s",
+        f"in batches        {figures.batches_to_prefill:.2f} of prefill, as a worker gets them from the queue: "
+        f"{made['engine']['sequences']} messages at most",
+        f"llama.cpp prefill {figures.prefill_tokens_per_s:,.0f} tokens/s, {figures.prefill_tokens} at a time",
         f"create_completion {figures.ordinary_messages_per_s:,.1f} messages/s",
         *([] if figures.server_messages_per_s is None else [f"llama-server      {figures.server_messages_per_s:,.1f} messages/s"]),
         f"one query alone   {median(at.forward_pass_ms for at in report.latencies):.1f} ms of computing",
         f"through Redis     {report.through_redis_per_s:,.0f} messages/s",
-        f"stand-in model    {report.stand_in_per_s:,.0f} messages/s; bare redis-py {report.bare_redis_per_s:,.0f}",
+        f"stand-in model    {report.stand_in.messages_per_s:,.0f} messages/s; bare redis-py {report.bare_redis_per_s:,.0f}",
+        *(f"Redis itself      {1e6 / flow.redis_us:,.0f} messages/s of its one core, {how}" for how, flow in flows.items()),
         *(
             f"latency           {'one at a time' if not at.offered_per_s else f'{at.offered_per_s:.0f} messages/s':<16} "
             f"p50 {at.p50_ms:.0f} ms, p99 {at.p99_ms:.0f} ms"
             for at in report.latencies
         ),
         *(
-            f"{count:>2} paced workers  {rate:,.0f} messages/s, {rate / count / report.scale_out[1]:.2f} of linear"
-            for count, rate in report.scale_out.items()
+            f"{count:>2} paced workers  {flow.messages_per_s:,.0f} messages/s, "
+            f"{flow.messages_per_s / count / report.scale_out[1].messages_per_s:.2f} of linear"
+            for count, flow in report.scale_out.items()
         ),
         *(
-            [f"memory            {soak.late_mb:,.0f} MB after {soak.messages:,} messages, {soak.early_mb:,.0f} MB after a tenth of them"]
+            [
+                f"memory            {soak.late_mb:,.0f} MB after {soak.messages:,} messages, {soak.early_mb:,.0f} MB after a tenth of them"
+                + (f", {soak.peak_mb:,.0f} MB at most" if soak.peak_mb else "")
+            ]
             if (soak := report.memory)
             else []
         ),

@@ -19,7 +19,7 @@ from worker.delivery import SCRIPT
 from worker.errors import Fatal
 from worker.routing import Streams
 from worker.settings import Settings
-from worker.worker_process import open_local, worker_process
+from worker.worker_process import Running, open_local, worker_process
 
 STREAMS = Streams("pointsman-bench")
 PATIENCE_S = 600.0
@@ -29,8 +29,9 @@ GROUP = "routers"
 STAND_IN_SETTINGS = {"BATCH_SIZE": "256", "BATCH_TOKENS": "65536"}
 """Without a model to wait for, the largest batch is best."""
 _FILL = """
-for number = 1, tonumber(ARGV[1]) do
-  redis.call("XADD", KEYS[1], "*", "text", ARGV[2 + (number - 1) % (#ARGV - 1)])
+local repeats = tonumber(ARGV[2])
+for number = 0, tonumber(ARGV[1]) - 1 do
+  redis.call("XADD", KEYS[1], "*", "text", ARGV[3 + math.floor(number / repeats) % (#ARGV - 2)])
 end
 """
 
@@ -62,21 +63,40 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """A full queue on its way through workers."""
+
+    messages_per_s: float
+    redis_us: float
+    """Redis' own computing a message, in microseconds: what one Redis can take is a second by this."""
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """A worker's resident memory after a tenth of the messages and after all."""
+    """A worker's resident memory after a tenth of the messages and after all, and the most it ever was."""
 
     messages: int
     early_mb: float
     late_mb: float
+    peak_mb: float | None
+    """None where the system does not say (no /proc)."""
 
 
 def make(redis_url: str, model: Path, options: EngineOptions, labels: Sequence[str], settings: Settings) -> Bench:
-    """Workers get the settings' model and format; `model` and `options` are what these come to."""
+    """Workers get the settings' model and format; `model` and `options` are what these come to.
+
+    Raises:
+        Fatal: the URL is not that of one Redis.
+    """
     outputs = (*(STREAMS.topic(label) for label in labels), STREAMS.review, STREAMS.dead)
     same = {name.upper(): str(getattr(settings, name)) for name in ("model", "format", "cache_dir", "batch_size", "n_gpu_layers")}
     if settings.threads is not None:
         same["THREADS"] = str(settings.threads)
-    return Bench(Redis.from_url(redis_url), redis_url, model, options, same, outputs)
+    try:
+        redis = Redis.from_url(redis_url)
+    except ValueError as error:
+        raise Fatal(f"a benchmark measures one Redis, given as redis://, rediss:// or unix:// ({error})") from error
+    return Bench(redis, redis_url, model, options, same, outputs)
 
 
 def clear(bench: Bench) -> None:
@@ -84,28 +104,30 @@ def clear(bench: Bench) -> None:
     bench.redis.delete(STREAMS.queries, *bench.outputs)
 
 
-def fill(bench: Bench, texts: Sequence[str], count: int) -> None:
-    """Add so many entries at once, from inside Redis: producers take no part in what is measured."""
-    bench.redis.eval(_FILL, 1, STREAMS.queries, count, *texts)
+def fill(bench: Bench, texts: Sequence[str], count: int, repeats: int = 1) -> None:
+    """Add so many entries at once, each text `repeats` times in a row, from inside Redis: producers take no part in what is measured."""
+    bench.redis.eval(_FILL, 1, STREAMS.queries, count, repeats, *texts)
 
 
 @contextmanager
-def worker(bench: Bench, pace_s: float | None = None, **settings: str) -> Iterator[str]:
-    """A worker process, given by its HTTP address; with `pace_s` its model is the stand-in."""
+def worker(bench: Bench, pace_s: float | None = None, **settings: str) -> Iterator[Running]:
+    """A worker process; with `pace_s` its model is the stand-in."""
     command = ["worker", "run"] if pace_s is None else ["worker.bench.stand_in", str(bench.model), str(pace_s)]
-    with worker_process(command, bench.redis_url, {**bench.worker_settings, "NAMESPACE": STREAMS.namespace, **settings}) as url:
-        yield url
+    with worker_process(command, bench.redis_url, {**bench.worker_settings, "NAMESPACE": STREAMS.namespace, **settings}) as running:
+        yield running
 
 
-def saturated(bench: Bench, texts: Sequence[str], count: int, at_once: int) -> float:
-    """Messages/s of idle workers that get a full queue at once, from when each has published its first batch to the last publication.
+def saturated(bench: Bench, texts: Sequence[str], count: int, at_once: int) -> Flow:
+    """Idle workers get a full queue at once; timed from when each has published its first batch to the last publication.
 
     Args:
         at_once: how many messages the first batches of all workers may be: they were computed before anything was published.
     """
     bench.redis.delete(*bench.outputs)
     fill(bench, texts, count)
+    redis_before = _redis_seconds(bench)
     _wait(bench, count)
+    redis_us = 1e6 * (_redis_seconds(bench) - redis_before) / count
     rows = _published(bench)
     times = sorted(published_ms for _, published_ms in rows)
     first = at_once
@@ -115,7 +137,7 @@ def saturated(bench: Bench, texts: Sequence[str], count: int, at_once: int) -> f
         first, began = 0, min(added_ms for added_ms, _ in rows)
     else:
         began = times[first - 1]
-    return (len(times) - first) / max((times[-1] - began) / 1000, 1e-3)
+    return Flow((len(times) - first) / max((times[-1] - began) / 1000, 1e-3), redis_us)
 
 
 def latency(bench: Bench, texts: Sequence[str], rate_per_s: float, seconds: float, forward_pass: Callable[[], float]) -> Latency:
@@ -172,8 +194,8 @@ def bare_lua(bench: Bench, batch_size: int, count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def through_redis(bench: Bench, texts: Sequence[str]) -> tuple[float, float]:
-    """Messages/s of a worker, and of the classifier alone on the same texts just before."""
+def through_redis(bench: Bench, texts: Sequence[str]) -> tuple[Flow, float]:
+    """A worker, and messages/s of the classifier alone on the same texts just before."""
     classifier = Classifier.open(bench.model, options=bench.options, n_gpu_layers=int(bench.worker_settings["N_GPU_LAYERS"]))
     alone = rates({"alone": lambda: len(classifier.classify(texts))}, 2)["alone"][-1]
     classifier.close()
@@ -182,8 +204,8 @@ def through_redis(bench: Bench, texts: Sequence[str]) -> tuple[float, float]:
         return saturated(bench, texts, len(texts), int(bench.worker_settings["BATCH_SIZE"])), alone
 
 
-def stand_in(bench: Bench, texts: Sequence[str], count: int) -> tuple[float, float]:
-    """Messages/s of a worker whose model answers at once, and of bare redis-py just before."""
+def stand_in(bench: Bench, texts: Sequence[str], count: int) -> tuple[Flow, float]:
+    """A worker whose model answers at once, and messages/s of bare redis-py just before."""
     clear(bench)
     fill(bench, texts, count)
     bare = bare_lua(bench, int(STAND_IN_SETTINGS["BATCH_SIZE"]), count)
@@ -192,8 +214,8 @@ def stand_in(bench: Bench, texts: Sequence[str], count: int) -> tuple[float, flo
         return saturated(bench, texts, count, int(STAND_IN_SETTINGS["BATCH_SIZE"])), bare
 
 
-def scale_out(bench: Bench, count: int, pace_s: float, seconds: float) -> float:
-    """Messages/s of so many workers whose model is a stand-in that takes `pace_s` a message."""
+def scale_out(bench: Bench, count: int, pace_s: float, seconds: float) -> Flow:
+    """So many workers whose model is a stand-in that takes `pace_s` a message."""
     clear(bench)
     with ExitStack() as stack:
         for _ in range(count):
@@ -202,24 +224,38 @@ def scale_out(bench: Bench, count: int, pace_s: float, seconds: float) -> float:
 
 
 def memory(bench: Bench, texts: Sequence[str], count: int) -> Memory:
-    """Send so many messages through a worker with the real model; each text comes a batch's length in a row, which saves time."""
+    """Send so many messages through a worker with the real model. Each text comes a batch's length in a row and is computed once
+    for all of these: so many queries computed one by one would take hours."""
     clear(bench)
-    repeated = [text for text in texts[:40] for _ in range(64)]
-    with worker(bench) as url:
+    repeats = int(bench.worker_settings["BATCH_SIZE"])
+    with worker(bench) as running:
         early = count // 10
-        fill(bench, repeated, early)
+        fill(bench, texts, early, repeats)
         _wait(bench, early)
-        before = resident_mb(url)
-        fill(bench, repeated, count - early)
+        before = _resident_mb(running)
+        fill(bench, texts, count - early, repeats)
         _wait(bench, count)
-        return Memory(count, before, resident_mb(url))
+        return Memory(count, before, _resident_mb(running), peak_mb(running.pid))
 
 
-def resident_mb(url: str) -> float:
-    """What a worker says of its resident memory."""
-    with open_local(f"{url}/metrics", timeout=10) as reply:
+def _resident_mb(running: Running) -> float:
+    with open_local(f"{running.url}/metrics", timeout=10) as reply:
         lines = reply.read().decode().splitlines()
     return float(next(line for line in lines if line.startswith("process_resident_memory_bytes")).split()[1]) / 1e6
+
+
+def peak_mb(pid: int) -> float | None:
+    """The most resident memory that a process ever had; None where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+
+
+def _redis_seconds(bench: Bench) -> float:
+    used: Any = bench.redis.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"])
 
 
 def _wait(bench: Bench, count: int) -> None:
@@ -244,3 +280,8 @@ def _published(bench: Bench) -> list[tuple[int, int]]:
         for entry_id, fields in entries:
             found.append((int(fields[b"pointsman.id"].partition(b"-")[0]), int(entry_id.partition(b"-")[0])))
     return found
+
+
+def redis_version(bench: Bench) -> str:
+    server: Any = bench.redis.info("server")
+    return str(server["redis_version"])

@@ -78,9 +78,16 @@ def backend(n_gpu_layers: int) -> str:
     return f"GPU, {'all' if n_gpu_layers < 0 else n_gpu_layers} layers"
 
 
-def kv_cache_type() -> int:
-    """The KV cache is small, and a CPU converts half precision back at every use of it, which takes a tenth of all time."""
-    return int(llama_cpp.GGML_TYPE_F16 if _knows_gpu() else llama_cpp.GGML_TYPE_F32)
+def context_params(model: LoadedModel, options: EngineOptions) -> Any:
+    """What suits classification with this model, but for sizes: `llama_context_params`."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_threads = params.n_threads_batch = options.threads or available_cores()
+    # The KV cache is small, and a CPU converts half precision back at every use of it, which takes a tenth of all time.
+    params.type_k = params.type_v = llama_cpp.GGML_TYPE_F16 if model.on_gpu else llama_cpp.GGML_TYPE_F32
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.op_offload = model.on_gpu  # or a build that knows a GPU sends it large products even where no layer shall be there
+    params.no_perf = True
+    return params
 
 
 def _knows_gpu() -> bool:
@@ -102,22 +109,18 @@ class Engine:
         held_cells = -(len(prefix_ids) + _TILE // 2) % _TILE + _TILE // 2 if options.hold_prefixes else 0
         held_cells = min(held_cells, MAX_SEQUENCES - n_sequences)
         self._first_holder = n_sequences
-        self._cache = PrefixCache(held_cells)
+        self._cache = PrefixCache(held_cells, len(prefix_ids))
         self._queries_per_call = n_sequences // trie.n_branches
         self._ends = np.asarray(model.end_tokens, dtype=np.int64)
         self._longest_query = longest_query
         self._capacity = max(options.batch_tokens, longest_query) + self._queries_per_call * len(trie.steps)
 
-        params = llama_cpp.llama_context_default_params()
+        params = context_params(model, options)
         params.n_ctx = self._prefix_length + self._capacity + held_cells + 32
         params.n_batch = max(self._capacity, self._prefix_length, held_cells)
         params.n_ubatch = min(params.n_batch, options.micro_batch_tokens)
         params.n_seq_max = n_sequences + held_cells
-        params.n_threads = params.n_threads_batch = options.threads or available_cores()
         params.kv_unified = True
-        params.type_k = params.type_v = kv_cache_type()
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.no_perf = True
         self._context: Any = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._context:
             raise EngineError(f"llama.cpp made no context for {model.path}: too little memory?")
@@ -223,9 +226,11 @@ class Engine:
                 llama_cpp.llama_memory_seq_cp(self._memory, source, sequence, start, end)
 
     def _hold(self, paths: Ints) -> None:
-        """Compute the beginnings to be held; with no query in the cache they land right after the prefix."""
-        lengths = (paths != PAD).sum(axis=1, dtype=np.int32)
+        """Compute the beginnings to be held, if any; with no query in the cache they land right after the prefix."""
         self._forget(self._first_holder, self._batch.n_sequences)
+        if not len(paths):
+            return
+        lengths = (paths != PAD).sum(axis=1, dtype=np.int32)
         none_cached = np.zeros(len(paths), dtype=np.int32)
         self._decode(plan(paths, lengths, shared_with_previous(paths), none_cached, _NO_STEPS), self._first_holder)
 

@@ -6,7 +6,8 @@ connects with the label, or mean nothing at all; docs/decisions.md has the measu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -24,8 +25,8 @@ class LabelSet:
     """All labels of one model, in the fixed order of every distribution over them.
 
     Raises:
-        ValueError: fewer than two labels, a name or code that is empty or used twice, or an
-            `out_of_scope` that is not one of the names.
+        ValueError: fewer than two labels, a name or code that is empty or used twice, names that are one as names of
+            streams, or an `out_of_scope` that is not one of the names.
     """
 
     labels: tuple[Label, ...]
@@ -40,6 +41,7 @@ class LabelSet:
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ValueError(f"label {what}s used twice: {', '.join(twice)}")
+        check_names(self.names)
         if self.out_of_scope is not None and self.out_of_scope not in self.names:
             raise ValueError(f"the out-of-scope label {self.out_of_scope!r} is not in the label set")
 
@@ -53,6 +55,20 @@ class LabelSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def slug(name: str) -> str:
+    """How a label is written in the name of its stream: lower case, words joined by '-'."""
+    return re.sub(r"[^\w]+", "-", name.lower()).strip("-")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ValueError if two labels would share one stream."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(slug(name), name)
+        if other != name:
+            raise ValueError(f"labels {other!r} and {name!r} would both be published to the topic {slug(name)!r}: rename one")
 
 
 def agreement(given: Sequence[object], expected: Sequence[object]) -> float:

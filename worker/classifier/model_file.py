@@ -102,6 +102,8 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
     unknown = sorted({probe.label for probe in probes} - set(labels.names))
     if unknown:
         raise ValueError(f"probes name unknown labels: {', '.join(unknown)}")
+    if not values["prompt"]["suffix"]:
+        raise ValueError("the prompt has no suffix: a query needs a token after it, at which the model answers")
     calibration = values["calibration"]
     return ModelCard(
         labels=labels,
@@ -144,10 +146,12 @@ def _keep_errors(level: int, text: bytes, _: Any) -> None:
 class LoadedModel:
     """A GGUF in memory: the llama.cpp handle and all its string metadata. Close it when done."""
 
-    def __init__(self, path: Path, handle: Any, metadata: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, handle: Any, metadata: Mapping[str, str], *, on_gpu: bool = False) -> None:
         self.path = path
         self.handle = handle
         self.metadata = metadata
+        self.on_gpu = on_gpu
+        """Whether any of its layers is on a GPU."""
         self.vocab = llama_cpp.llama_model_get_vocab(handle)
 
     def close(self) -> None:
@@ -229,7 +233,8 @@ def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False) -> Load
     handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not handle:
         raise ModelFileError(f"{path} cannot be loaded, it is damaged or of an unknown kind: {first_error()}")
-    return LoadedModel(path, handle, _metadata(handle))
+    on_gpu = n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+    return LoadedModel(path, handle, _metadata(handle), on_gpu=on_gpu)
 
 
 def _metadata(handle: Any) -> dict[str, str]:

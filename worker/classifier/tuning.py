@@ -149,6 +149,9 @@ def measure(
     own_format = standing.weight_format
     queue, repeats = _queue(standing, texts)
     try:
+        if not queue:
+            on_trial(Trial("all", 0.0, 0.0, chosen=False, note="the model has no probes, and there are no texts: nothing to measure with"))
+            return best
         before = time.monotonic()
         original = [decision.label for decision in standing.classify(queue)]
         if budget_s is not None:
