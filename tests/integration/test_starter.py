@@ -98,7 +98,7 @@ def test_the_starter_recipe_makes_a_model_of_any_labels_and_a_report(workshop: P
     for label in card.labels.names:
         assert label in page
     assert "What is routed" in page
-    assert f"models/{data.stem}" in (model / "card.md").read_text()
+    assert f"trainer build {model}\n" in (model / "card.md").read_text()
 
 
 def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
