@@ -72,7 +72,7 @@ def load_rows(source: Path) -> list[Row]:
         if not isinstance(fields, dict):
             problems.append(f"row {number}: not an object but {type(fields).__name__}")
             continue
-        own = CSV_FIELDS if fields.keys() >= set(CSV_FIELDS) and not fields.keys() >= set(JSON_FIELDS) else names
+        own = CSV_FIELDS if CSV_FIELDS[0] in fields and not fields.keys() >= set(JSON_FIELDS) else names
         text, label = fields.get(own[0]), fields.get(own[1])
         wrong = [name for name, value in zip(own, (text, label), strict=True) if not _is_text(value)]
         if wrong:
@@ -102,12 +102,15 @@ def check_target(path: Path, sources: Iterable[Path]) -> None:
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write a data file; see `write_fields`.
 
-    All that stood in a row is kept, unless JSON becomes CSV or the other way round: then text and label alone.
+    All that stood in a row is kept, unless rows of {"input", "output"} become CSV: then text and label alone.
     """
     names = CSV_FIELDS if path.suffix == ".csv" else JSON_FIELDS
+    readable = (CSV_FIELDS,) if path.suffix == ".csv" else (JSON_FIELDS, CSV_FIELDS)
     write_fields(
         [
-            row.fields if row.fields.keys() >= set(names) else dict(zip(names, (row.example.text, row.example.label), strict=True))
+            row.fields
+            if any(row.fields.keys() >= set(fields) for fields in readable)
+            else dict(zip(names, (row.example.text, row.example.label), strict=True))
             for row in rows
         ],
         path,

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from trainer.dataset import Example
 from trainer.recipe import Gate
-from worker.classifier.labels import agreement
+from worker.classifier.labels import agreement, slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,10 @@ def compare(
             if names
         )
         notes.append(f"the models have different labels ({strangers}): compared on the {len(rows)} examples of those that both have")
-    if gone := sorted(set(old_labels) - common):
+    topics = {slug(name) for name in new_labels}
+    if gone := sorted(name for name in old_labels if slug(name) not in topics):
         refused.append(
-            f"nothing would go to the topics of {', '.join(gone)} any more: put these labels back into the data, or publish all the same"
+            f"the labels {', '.join(gone)} would be gone, and nothing come out there any more: put them back into the data, or give --force"
         )
     if not rows:
         return Verdict(False, (*refused, *notes, "there is nothing to compare the models by"), accuracy)

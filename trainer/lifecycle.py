@@ -82,7 +82,7 @@ def calibrate(
     training = build.read_metadata(model)["training"]
     examples = dataset.part_of(data, split, training)
     if split in ("all", "train") and dataset.is_training_file(data, training):
-        raise DataError(f"the model has learnt from {data}, and is surer of what it has learnt: give --split validation, or other queries")
+        raise DataError(f"the model has learnt from {data}, and is surer of what it has learnt: give queries that it has not seen")
     with work.alone(model):
         entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True))
         _say_published(model, entry.version, entry.replaced)

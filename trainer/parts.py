@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trainer import dataset
@@ -39,7 +39,6 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
         )
     _say_untested(recipe, parts, say)
     learnt = [parts["train"], *(_train_only(recipe, path, parts, say) for path in recipe.train_only)]
-    learnt = [[example for example in file for _ in range(recipe.repeat.get(example.label, 1))] for file in learnt]
     if start_version is not None:
         parts["train"] = fair_share(learnt, recipe.continuing.examples, f"{recipe.training.seed}:{start_version}")
     else:
@@ -47,6 +46,11 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
     if not parts["train"]:
         raise DataError(f"no example of {recipe.data} is left to train on: the parts that are held out take all")
     return recipe, parts
+
+
+def repeated(examples: Sequence[Example], repeat: Mapping[str, int]) -> list[Example]:
+    """What an epoch of training sees: each example as often as is said of its label, or once."""
+    return [example for example in examples for _ in range(repeat.get(example.label, 1))]
 
 
 def fair_share(files: Sequence[Sequence[Example]], room: int, seed: str) -> list[Example]:

@@ -100,7 +100,10 @@ def _run(
 ) -> Outcome | None:
     vocabulary = load(base, vocab_only=True)
     codes, answer_ids = _answers(recipe, vocabulary, start)
-    tokens = {part: _tokens(recipe, vocabulary, answer_ids, parts[part]) for part in ("train", "validation")}
+    tokens = {
+        "train": _tokens(recipe, vocabulary, answer_ids, examples_of.repeated(parts["train"], recipe.repeat)),
+        "validation": _tokens(recipe, vocabulary, answer_ids, parts["validation"]),
+    }
     vocabulary.close()
     if start is not None:
         _say_seen(start, parts, say)

@@ -35,6 +35,12 @@ def shown_evaluation(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> 
     return "nothing", {}
 
 
+def unseen(training: Mapping[str, Any]) -> bool:
+    """Whether the model was calibrated on queries that nothing else of it was chosen by: then a guarantee is exact."""
+    calibrated, data = training.get("calibrated"), training.get("data_sha256")
+    return calibrated is not None and isinstance(data, Mapping) and calibrated["sha256"] not in data.values()
+
+
 def competitors(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The model and what it is compared with, a row of figures each, best first; only what was measured."""
     figures = shown_evaluation(metadata, record)[1]

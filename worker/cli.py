@@ -187,6 +187,8 @@ def tune(
         rounds=3 if quick else 7,
         on_trial=show,
     )
+    if profile is None:
+        raise Fatal(f"there is nothing to measure with: {settings.model} has no probes, so give queries with --texts")
     path = tuning.save_profile(profile, master_hash, settings.cache_dir, settings.n_gpu_layers)
     if as_json:
         print(json.dumps({"profile": asdict(profile), "path": str(path), "trials": [asdict(trial) for trial in trials]}))

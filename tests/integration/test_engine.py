@@ -201,10 +201,17 @@ def largest_difference(left: Floats, right: Floats) -> float:
     return float(np.abs(left - right).max())
 
 
+def assert_same_labels(given: Sequence[Decision], expected: Sequence[Decision]) -> None:
+    """A query between two labels, nearer than numbers are rounded, may get either."""
+    for one, other in zip(given, expected, strict=True):
+        first, second = sorted(other.probabilities.values())[-1:-3:-1]
+        assert one.label == other.label or first - second < BF16_TOLERANCE
+
+
 def test_a_batch_gives_the_answers_of_its_queries_one_by_one(household: Classifier, texts: list[str]) -> None:
     some = texts[:96]
     together, alone = household.classify(some), [household.classify([text])[0] for text in some]
-    assert [decision.label for decision in together] == [decision.label for decision in alone]
+    assert_same_labels(together, alone)
     assert largest_difference(table(together), table(alone)) < BF16_TOLERANCE
 
 
@@ -216,7 +223,7 @@ def test_an_answer_depends_neither_on_neighbours_nor_on_order(household: Classif
     shuffled = household.classify([some[index] for index in order])
     among_others = household.classify([text for pair in zip(some, texts[500:548], strict=True) for text in pair])[::2]
     for given, expected in ((shuffled, [alone[index] for index in order]), (among_others, alone)):
-        assert [decision.label for decision in given] == [decision.label for decision in expected]
+        assert_same_labels(given, expected)
         assert largest_difference(table(given), table(expected)) < BF16_TOLERANCE
 
 

@@ -78,15 +78,19 @@ def test_a_format_that_answers_otherwise_is_never_chosen(
     monkeypatch.setattr(tuning, "_WORTH_IT", 0.0)
     trials: list[Trial] = []
 
-    def tuned() -> tuning.Profile:
+    def tuned() -> tuning.Profile | None:
         return tuning.measure(
             model_file, master_hash, texts[:10], cache, base=EngineOptions(), formats_only=True, rounds=1, on_trial=trials.append
         )
 
-    assert tuned().weight_format == "Q8_0", "chosen when any speed is worth it"
+    chosen = tuned()
+    assert chosen is not None
+    assert chosen.weight_format == "Q8_0", "chosen when any speed is worth it"
     assert list(cache.rglob("*.Q8_0.gguf"))
     monkeypatch.setattr(tuning, "LEAST_AGREEMENT", 1.01)
-    assert tuned().weight_format is None
+    kept = tuned()
+    assert kept is not None
+    assert kept.weight_format is None
     assert not list(cache.rglob("*.Q8_0.gguf")), "what is not chosen is not kept"
     assert [trial.chosen for trial in trials] == [True, False]
     assert "unlike the original" in trials[1].note
@@ -113,15 +117,15 @@ def test_tune_keeps_a_profile_that_run_and_doctor_use(model_file: Path, tmp_path
     assert json.loads(answered.stdout)["label"] == "irrigation"
 
 
-def test_without_any_query_nothing_is_measured_and_the_file_stays_as_it_is(tmp_path: Path) -> None:
+def test_without_any_query_nothing_is_measured_and_tune_says_so(tmp_path: Path) -> None:
     silent = tmp_path / "silent.gguf"
     metadata = read_metadata(MODEL_DIRECTORY)
     metadata["probes"]["probes"] = []
     build(Base.recorded_in(metadata["training"]).path(), None, metadata, silent)
-    trials: list[Trial] = []
-    found = tuning.measure(silent, content_hash(silent), [], tmp_path, base=EngineOptions(), on_trial=trials.append)
-    assert found == tuning.Profile(None, None, EngineOptions().batch_tokens, EngineOptions().micro_batch_tokens)
-    assert [trial.note for trial in trials] == ["the model has no probes, and there are no texts: nothing to measure with"]
+    done = command("tune", model=silent, cache_dir=tmp_path / "cache")
+    assert done.returncode == 1
+    assert "has no probes, so give queries with --texts" in done.stderr.decode()
+    assert tuning.choose(silent, "auto", tmp_path / "cache", EngineOptions()) == (silent, EngineOptions())
 
 
 def test_a_start_with_little_patience_tries_no_format_when_its_time_is_up(model_file: Path, master_hash: str, cache: Path) -> None:
@@ -129,6 +133,7 @@ def test_a_start_with_little_patience_tries_no_format_when_its_time_is_up(model_
     found = tuning.measure(
         model_file, master_hash, [], cache, base=EngineOptions(), formats_only=True, rounds=1, budget_s=0.0, on_trial=trials.append
     )
+    assert found is not None
     assert found.weight_format is None
     assert {trial.note for trial in trials} == {"no time was left for it"}
     assert "F32" not in {trial.what for trial in trials}, "twice as large as the original"

@@ -183,6 +183,10 @@ def test_the_file_that_a_model_has_learnt_from_is_known_again(tmp_path: Path) ->
     assert is_training_file(path, with_more)
     assert not is_training_file(others, training)
     assert not is_training_file(path, {"recipe": {"split": split_by}})
+    whole: dict[str, Any] = {"seed": 1, "validation": 0, "test": 0}
+    assert is_training_file(
+        path, {"recipe": {"split": whole}, "data_sha256": {"train": fingerprint(split(load_examples(path), **whole)["train"])}}
+    )
 
 
 def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:

@@ -80,8 +80,13 @@ def test_with_other_labels_only_what_both_know_is_compared() -> None:
 def test_a_model_that_has_lost_labels_takes_no_ones_place() -> None:
     verdict = compare(["pool"] * 10, ["pool"] * 10, [Example("a", "pool")] * 10, ["pool", "car", "fence"], ["pool", "boat"], Gate())
     assert not verdict.passed
-    assert verdict.reasons[0].startswith("nothing would go to the topics of car, fence any more")
+    assert verdict.reasons[0].startswith("the labels car, fence would be gone")
     assert "(new: boat; gone: car, fence)" in verdict.reasons[1]
+
+
+def test_a_label_that_is_written_otherwise_keeps_its_topic() -> None:
+    examples = [Example("a", "pool")] * 10
+    assert compare(["pool"] * 10, ["pool"] * 10, examples, ["pool", "Water heater"], ["pool", "water-heater"], Gate()).passed
 
 
 def test_without_a_label_in_common_nothing_is_published() -> None:

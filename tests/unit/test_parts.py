@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.dataset import DataError, Example
-from trainer.parts import fair_share, of
+from trainer.parts import fair_share, of, repeated
 from trainer.recipe import Recipe, load_recipe
 
 
@@ -48,15 +48,9 @@ def test_a_test_file_that_repeats_what_is_trained_on_is_told_of(tmp_path: Path) 
     assert [line for line in said if "1 of 2 examples of" in line and "flatter" in line]
 
 
-def test_examples_of_a_label_are_repeated_for_training_alone(tmp_path: Path) -> None:
-    rows = {"animal": ANIMALS, "thing": THINGS}
-    _, once = of(recipe(tmp_path, rows), lambda _: None)
-    _, parts = of(recipe(tmp_path, rows, repeat={"thing": 3}), lambda _: None)
-    assert parts["validation"] == once["validation"]
-    assert parts["test"] == once["test"]
-    for label, times in (("animal", 1), ("thing", 3)):
-        learnt = [example for example in once["train"] if example.label == label]
-        assert sorted(e.text for e in parts["train"] if e.label == label) == sorted(e.text for e in learnt * times)
+def test_examples_of_a_label_are_repeated_as_often_as_is_said() -> None:
+    animal, thing = Example(ANIMALS[0], "animal"), Example(THINGS[0], "thing")
+    assert repeated([animal, thing], {"thing": 3}) == [animal, thing, thing, thing]
 
 
 def test_small_files_are_taken_whole_and_larger_ones_share_what_room_is_left() -> None:

@@ -250,7 +250,8 @@ def peak_mb(pid: int) -> float | None:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return None
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+    peak = next((line for line in lines if line.startswith("VmHWM")), None)
+    return int(peak.split()[1]) * 1024 / 1e6 if peak else None
 
 
 def _redis_seconds(bench: Bench) -> float:

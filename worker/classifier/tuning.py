@@ -105,7 +105,8 @@ def choose(
             budget_s=AT_START_S,
             on_trial=on_trial,
         )
-        save_profile(profile, master_hash, cache, n_gpu_layers)
+        if profile is not None:
+            save_profile(profile, master_hash, cache, n_gpu_layers)
     options = profile.options(base) if profile else base
     wanted = weight_format if weight_format in FORMATS else profile.weight_format if profile else None
     return (in_format(model, wanted, cache, master_hash) if wanted else model), options
@@ -123,8 +124,8 @@ def measure(
     rounds: int = 5,
     budget_s: float | None = None,
     on_trial: Callable[[Trial], None] = lambda _: None,
-) -> Profile:
-    """Find the best profile for a model on this machine.
+) -> Profile | None:
+    """Find the best profile for a model on this machine; None if there are neither probes nor texts to measure with.
 
     Args:
         master_hash: `content_hash` of the model.
@@ -150,8 +151,7 @@ def measure(
     queue, repeats = _queue(standing, texts)
     try:
         if not queue:
-            on_trial(Trial("all", 0.0, 0.0, chosen=False, note="the model has no probes, and there are no texts: nothing to measure with"))
-            return best
+            return None
         before = time.monotonic()
         original = [decision.label for decision in standing.classify(queue)]
         if budget_s is not None:
