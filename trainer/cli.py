@@ -156,6 +156,7 @@ def split_command(
 def main() -> None:
     """Run the command line; a known error becomes one clear line and exit code 1."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would run into ours; read when tqdm is imported
+    warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")  # the base is a GGUF, which has none
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of names that trl and peft still use
     try:
         app()
