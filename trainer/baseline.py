@@ -71,13 +71,10 @@ def judge(answer: str, names: Sequence[str]) -> tuple[str | None, Kind]:
 
 def _free(card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]) -> dict[str, Any]:
     vocabulary = load(base, vocab_only=True)
-    room = (
-        sum(len(vocabulary.tokenize(text, parse_special=True)) for text in (prompt.prefix, prompt.suffix)) + LONGEST_QUERY + ANSWER_TOKENS
-    )
+    prefix = vocabulary.tokenize(prompt.prefix, parse_special=True, add_special=True)
+    suffix = vocabulary.tokenize(prompt.suffix, parse_special=True)
     vocabulary.close()
-    model = llama_cpp.Llama(str(base), n_ctx=room + 8, verbose=False)
-    prefix = model.tokenize(prompt.prefix.encode(), add_bos=True, special=True)
-    suffix = model.tokenize(prompt.suffix.encode(), add_bos=False, special=True)
+    model = llama_cpp.Llama(str(base), n_ctx=len(prefix) + LONGEST_QUERY + len(suffix) + ANSWER_TOKENS, verbose=False)
     given, kinds, used = [], Counter[Kind](), Counter[str]()
     for number, example in enumerate(examples, start=1):
         query = model.tokenize(example.text.encode(), add_bos=False, special=False)[:LONGEST_QUERY]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.rendering import competitors, shown_evaluation, templates, unseen
+from trainer.rendering import competitors, shown_evaluation, templates
 
 WEAKEST = 3
 CARD_FILE = "card.md"
@@ -25,7 +25,6 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any], model: Path) 
             labels=metadata["labels"]["labels"],
             out_of_scope=metadata["labels"].get("out_of_scope"),
             training=metadata["training"],
-            unseen=unseen(metadata["training"]),
             calibration=metadata["calibration"],
             parts=metadata["evaluation"],
             record=record,

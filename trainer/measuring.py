@@ -146,7 +146,8 @@ def report(
 
     metadata = figures.read_metadata(model)
     training, version = metadata["training"], metadata["training"]["version"]
-    directory = output or (model if model.is_dir() else building.directory_of(model))
+    home = model if model.is_dir() else building.directory_of(model)
+    directory = output or home
     directory.mkdir(parents=True, exist_ok=True)
     record = figures.read_record(directory, version)
     if data is None and (peers or baseline or formats):
@@ -166,7 +167,7 @@ def report(
             for part in found:
                 record |= part
                 figures.write_record(directory, record)
-    for path in page.write(directory, metadata, record, model if model.is_dir() else building.directory_of(model)):
+    for path in page.write(directory, metadata, record, home):
         console.print(f"wrote {path}", soft_wrap=True)
 
 

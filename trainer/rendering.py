@@ -13,12 +13,13 @@ NONE_SUCH = "no such queries"
 
 
 def templates(*, html: bool) -> jinja2.Environment:
-    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `threshold`, `part` (of what may be absent), `cell` (Markdown)."""
+    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `threshold`, `part` (of what may be absent), `cell`, `unseen`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer"), autoescape=html, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {
         "shown": _shown, "percent": _percent, "decimal": _decimal, "count": _count, "threshold": _threshold, "part": _part, "cell": _cell,
+        "unseen": _unseen,
     }  # fmt: skip
     return environment
 
@@ -35,7 +36,7 @@ def shown_evaluation(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> 
     return "nothing", {}
 
 
-def unseen(training: Mapping[str, Any]) -> bool:
+def _unseen(training: Mapping[str, Any]) -> bool:
     """Whether the model was calibrated on queries that nothing else of it was chosen by: then a guarantee is exact."""
     calibrated, data = training.get("calibrated"), training.get("data_sha256")
     return calibrated is not None and isinstance(data, Mapping) and calibrated["sha256"] not in data.values()

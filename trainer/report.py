@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import card, plots
-from trainer.rendering import competitors, shown_evaluation, templates, unseen
+from trainer.rendering import competitors, shown_evaluation, templates
 
 REPORT_FILE = "report.html"
 MOST_PAIRS = 15
@@ -26,7 +26,6 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     page = templates(html=True).get_template("report.html.jinja")
     return page.render(
         training=metadata["training"],
-        unseen=unseen(metadata["training"]),
         calibration=metadata["calibration"],
         names=names,
         out_of_scope=metadata["labels"].get("out_of_scope"),

@@ -23,7 +23,7 @@ from worker.classifier.calibration import Floats
 from worker.classifier.cores import available_cores
 from worker.classifier.grammar import END, Trie, build_trie
 from worker.classifier.kernels import cpu_kernels
-from worker.classifier.model_file import LoadedModel, start_llama_cpp
+from worker.classifier.model_file import LoadedModel, knows_gpu, start_llama_cpp
 from worker.classifier.prefix_cache import PrefixCache
 
 MAX_SEQUENCES = 256
@@ -66,12 +66,12 @@ def system_info() -> str:
 
 def layers_on_gpu(n_gpu_layers: int) -> int:
     """What the setting comes to in this build of llama.cpp: 0 where it knows no GPU, -1 for all."""
-    return n_gpu_layers if _knows_gpu() else 0
+    return n_gpu_layers if knows_gpu() else 0
 
 
 def backend(n_gpu_layers: int) -> str:
     """Where llama.cpp computes with this setting, in words."""
-    if not _knows_gpu():
+    if not knows_gpu():
         return "CPU (this build of llama.cpp knows no GPU)"
     if n_gpu_layers == 0:
         return "CPU (POINTSMAN_N_GPU_LAYERS=0; this build of llama.cpp could use a GPU)"
@@ -88,11 +88,6 @@ def context_params(model: LoadedModel, options: EngineOptions) -> Any:
     params.op_offload = model.on_gpu  # or a build that knows a GPU sends it large products even where no layer shall be there
     params.no_perf = True
     return params
-
-
-def _knows_gpu() -> bool:
-    start_llama_cpp()
-    return bool(llama_cpp.llama_supports_gpu_offload())
 
 
 class Engine:

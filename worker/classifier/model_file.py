@@ -215,6 +215,12 @@ def _require_gguf(path: Path) -> None:
         raise ModelFileError(f"{path} is not a GGUF file (wrong first bytes). Was it downloaded completely?")
 
 
+def knows_gpu() -> bool:
+    """Whether this build of llama.cpp can use a GPU, and finds one."""
+    start_llama_cpp()
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False) -> LoadedModel:
     """Load a GGUF.
 
@@ -233,8 +239,7 @@ def load(path: Path, *, n_gpu_layers: int = 0, vocab_only: bool = False) -> Load
     handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not handle:
         raise ModelFileError(f"{path} cannot be loaded, it is damaged or of an unknown kind: {first_error()}")
-    on_gpu = n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
-    return LoadedModel(path, handle, _metadata(handle), on_gpu=on_gpu)
+    return LoadedModel(path, handle, _metadata(handle), on_gpu=n_gpu_layers != 0 and knows_gpu())
 
 
 def _metadata(handle: Any) -> dict[str, str]:
