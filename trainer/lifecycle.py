@@ -74,11 +74,15 @@ def calibrate(
     confidence: Annotated[
         float | None, typer.Option(help="Guarantee it at this confidence, by label where there are queries enough.", show_default=False)
     ] = None,
+    out_of_scope_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the queries to come that belong to no label, where that is not the file's.", show_default=False),
+    ] = None,
 ) -> None:
-    """Choose temperature and thresholds anew on labelled queries that the model was not trained on; publish it as a new version."""
+    """Choose temperature, offset and thresholds anew on labelled queries that the model was not trained on; publish it as a new version."""
     from trainer.recalibrate import recalibrate  # scikit-learn is not needed to build
 
-    review = review_of(precision, confidence)
+    review = review_of(precision=precision, confidence=confidence, out_of_scope_share=out_of_scope_share)
     training = build.read_metadata(model)["training"]
     examples = dataset.part_of(data, split, training)
     if split in ("all", "train") and dataset.is_training_file(data, training):

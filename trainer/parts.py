@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from trainer import dataset
+from trainer import dataset, out_of_scope
 from trainer.dataset import DataError, Example, Part
 from trainer.recipe import Recipe, with_labels_of
 
@@ -37,6 +37,7 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
             f"no example of {recipe.data} falls into the validation part: a label needs {math.ceil(0.5 / recipe.split.validation)} "
             "that are not nearly the same; add examples, raise split.validation, or name a file of their own (validation)"
         )
+    out_of_scope.check(parts["validation"], recipe.out_of_scope, recipe.review.out_of_scope_share)
     _say_untested(recipe, parts, say)
     learnt = [parts["train"], *(_train_only(recipe, path, parts, say) for path in recipe.train_only)]
     if start_version is not None:

@@ -1,4 +1,4 @@
-"""A published model's temperature and thresholds chosen anew, where its queries have changed: the same adapter, no training."""
+"""A published model's temperature, offset and thresholds chosen anew, where its queries have changed: the same adapter, no training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate, publish, registry, thresholds
+from trainer import build, dataset, evaluate, out_of_scope, publish, registry, thresholds
 from trainer.base import Base
 from trainer.dataset import Example
 from trainer.files import write_json
@@ -16,8 +16,8 @@ from trainer.recipe import Review
 from trainer.registry import Judgement, PublishError, Version
 from worker.classifier import Classifier
 
-NOT_BY_CALIBRATION = ("n", "accuracy", "macro_f1", "per_label", "confusions")
-"""What an evaluation says of the labels alone; the rest of it was under the old temperature and thresholds."""
+NOT_BY_TEMPERATURE = ("n", "accuracy", "macro_f1", "per_label", "confusions")
+"""What an evaluation says of the labels alone, which only an offset changes; the rest was under the old temperature and thresholds."""
 
 
 def recalibrate(directory: Path, examples: Sequence[Example], source: str, review: Review, say: Callable[[str], None]) -> Version:
@@ -35,12 +35,14 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
         raise PublishError(f"{candidate} holds what a run left: publish it (python -m trainer publish {directory}), or remove it")
     metadata = build.read_metadata(directory)
     names = [label["name"] for label in metadata["labels"]["labels"]]
+    outside = metadata["labels"]["out_of_scope"]
     dataset.check_labels(examples, names)
+    out_of_scope.check(examples, outside, review.out_of_scope_share)
     classifier = publish.open_model(directory)
     scores = classifier.log_probabilities([classifier.encode(example.text) for example in examples])
     classifier.close()
     truth = [names.index(example.label) for example in examples]
-    calibration = thresholds.calibrate(scores, truth, names, metadata["labels"]["out_of_scope"], review)
+    calibration = thresholds.calibrate(scores, truth, names, outside, review)
     say(f"calibrate on {len(examples)} queries of {source}: {thresholds.in_words(calibration)}")
 
     candidate.mkdir()
@@ -65,7 +67,8 @@ def _write(directory: Path, work: Path, metadata: dict[str, Any], examples: Sequ
     build.build(base, adapter, metadata, candidate)
     classifier = Classifier.open(candidate)
     decisions = evaluate.decide(classifier, examples)
-    kept = {name: value for name, value in metadata["evaluation"].get("test", {}).items() if name in NOT_BY_CALIBRATION}
+    stands = () if "offsets" in metadata["calibration"] else NOT_BY_TEMPERATURE
+    kept = {name: value for name, value in metadata["evaluation"].get("test", {}).items() if name in stands}
     figures = evaluate.evaluate(classifier.card, examples, decisions)
     metadata["evaluation"] = {"validation": figures.as_dict()} | ({"test": kept} if kept else {})
     classifier.close()

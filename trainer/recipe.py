@@ -110,6 +110,16 @@ class Review(_Section):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None
     """How sure that must be of queries to come: with it the thresholds are those that can be guaranteed, by label where a label has enough
     queries. Left out: one threshold, by estimate."""
+    out_of_scope_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the queries to come that belong to no label, where that is not the validation split's."""
+
+    @model_validator(mode="after")
+    def _is_of_queries_like_these(self) -> Review:
+        if self.confidence is not None and self.out_of_scope_share is not None:
+            raise ValueError(
+                "confidence: a guarantee is of queries like the validation split's, out_of_scope_share cannot be given with it"
+            )
+        return self
 
 
 class Gate(_Section):
@@ -186,6 +196,8 @@ class Recipe(_Section):
     def _labels_fit(self) -> Recipe:
         if self.answers == "names" and self.codes:
             raise ValueError("codes: none are used where answers is names")
+        if self.review.out_of_scope_share is not None and self.out_of_scope is None:
+            raise ValueError("review.out_of_scope_share: out_of_scope names no label")
         if not self.labels:
             return self
         if len(self.labels) < 2:
@@ -239,9 +251,9 @@ def with_labels_of(recipe: Recipe, names: Iterable[str]) -> Recipe:
     return _checked(Recipe, values, f"the recipe {recipe.name}, with the labels of its data,")
 
 
-def review_of(precision: float, confidence: float | None) -> Review:
-    """Raises RecipeError unless both are in range."""
-    return _checked(Review, {"precision": precision, "confidence": confidence}, "what is asked for")
+def review_of(**values: float | None) -> Review:
+    """Raises RecipeError unless they are in range and fit together."""
+    return _checked(Review, values, "what is asked for")
 
 
 def _checked(section: type[Section], values: object, where: str) -> Section:

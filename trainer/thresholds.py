@@ -7,7 +7,7 @@ tails. Thresholds of a fixed grid are tested from the stated precision downwards
 needs no correction for their number (fixed-sequence testing). A label that has enough queries is tested by itself, the others
 together; the risk is shared evenly among these tests, so all hold at once. What cannot be guaranteed is not routed.
 
-The temperature, and which labels are tested by themselves, are chosen on other queries than the thresholds. So the guarantee is
+Temperature, offset, and which labels are tested by themselves, are chosen on other queries than the thresholds. So the guarantee is
 exact, whatever the model, if the queries to come are drawn as the held-out ones were.
 """
 
@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta, binom
 
+from trainer import out_of_scope
 from trainer.recipe import Review
-from worker.classifier.calibration import Floats, fit_temperature, probabilities
+from worker.classifier.calibration import Calibration, Floats, fit_temperature
 
 NEVER = 1.0
 """The threshold that sends all to review."""
@@ -38,9 +39,11 @@ class Answers:
     labels: npt.NDArray[np.int64]
     confidences: Floats
     right: npt.NDArray[np.bool_]
+    counts: Floats
+    """What each query counts; a guarantee is of queries that count one each."""
 
     def of(self, rows: npt.NDArray[np.bool_]) -> Answers:
-        return Answers(self.labels[rows], self.confidences[rows], self.right[rows])
+        return Answers(self.labels[rows], self.confidences[rows], self.right[rows], self.counts[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +63,40 @@ class Held:
     """Lower confidence bound (Clopper-Pearson) at the level of this test; None if no threshold held."""
 
 
-def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], out_of_scope: str | None, review: Review) -> dict[str, Any]:
+def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], outside: str | None, review: Review) -> dict[str, Any]:
     """The value of `pointsman.calibration`.
 
     Args:
         log_probs: uncalibrated, shape (queries, labels), of queries that nothing was trained on.
         truth: the right label of each, by its place in `names`.
+        outside: the label for what belongs to none.
     """
     right = np.asarray(truth)
     sample = np.ones(len(right), dtype=np.bool_) if review.confidence is None else _every_fourth(len(right))
-    temperature = round(fit_temperature(log_probs[sample], right[sample].tolist()), 4)
-    table = probabilities(log_probs, temperature)
+    column = -1 if outside is None else names.index(outside)
+    counts = out_of_scope.weights(right == column, review.out_of_scope_share)
+    scale = _scale(log_probs[sample], right[sample].tolist(), outside, column, counts[sample])
+    table = Calibration(**scale).probabilities(log_probs, names)
     given = table.argmax(axis=1)
-    answers = Answers(given, table.max(axis=1), given == right)
-    routable = given != (names.index(out_of_scope) if out_of_scope is not None else -1)
+    answers = Answers(given, table.max(axis=1), given == right, counts)
+    routable = given != column
     if review.confidence is None:
-        return {"temperature": temperature, "threshold": estimate(answers.of(routable), review.precision), "thresholds": {}}
+        return scale | {"threshold": estimate(answers.of(routable), review.precision), "thresholds": {}}
     tests = guarantee(answers.of(routable & sample), answers.of(routable & ~sample), names, review.precision, review.confidence)
     pool = next((test.threshold for test in tests if test.label is None), NEVER)
-    return {
-        "temperature": temperature,
+    return scale | {
         "threshold": pool,
         "thresholds": {test.label: test.threshold for test in tests if test.label is not None},
         "guarantee": {"precision": review.precision, "confidence": review.confidence, "tests": [asdict(test) for test in tests]},
     }
+
+
+def _scale(log_probs: Floats, truth: Sequence[int], outside: str | None, column: int, counts: Floats) -> dict[str, Any]:
+    """Temperature and offsets."""
+    if outside is None:
+        return {"temperature": round(fit_temperature(log_probs, truth), 4)}
+    temperature, offset = out_of_scope.fit(log_probs, truth, column, counts)
+    return {"temperature": round(temperature, 4), "offsets": {outside: round(offset, 4)}}
 
 
 def _every_fourth(n: int) -> npt.NDArray[np.bool_]:
@@ -95,6 +108,7 @@ def _every_fourth(n: int) -> npt.NDArray[np.bool_]:
 def in_words(calibration: Mapping[str, Any]) -> str:
     """One line about a calibration."""
     said = f"temperature {calibration['temperature']:.3f}, "
+    said += "".join(f"offset of {name} {offset:+.2f}, " for name, offset in calibration.get("offsets", {}).items())
     others = "of labels without a threshold of their own nothing" if calibration.get("thresholds") else "nothing"
     said += f"{others} is routed" if calibration["threshold"] == NEVER else f"threshold {calibration['threshold']:.3f}"
     if found := calibration.get("guarantee"):
@@ -108,9 +122,10 @@ def estimate(answers: Answers, precision: float) -> float:
     """The lowest confidence from which these answers are right with at least `precision`; NEVER if there is none, 0 if all are."""
     order = np.argsort(-answers.confidences, kind="stable")
     confidences = answers.confidences[order]
-    right = np.cumsum(answers.right[order])
+    counts = answers.counts[order]
     last_of_equals = np.append(confidences[1:] != confidences[:-1], True) if len(order) else np.zeros(0, dtype=np.bool_)
-    enough = np.nonzero(last_of_equals & (right >= precision * np.arange(1, len(order) + 1)))[0]
+    right, routed = np.cumsum(counts * answers.right[order]), np.cumsum(counts)
+    enough = np.nonzero(last_of_equals & (right >= precision * routed))[0]
     if not len(enough):
         return NEVER
     return 0.0 if enough[-1] == len(order) - 1 else float(confidences[enough[-1]])

@@ -114,7 +114,7 @@ def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
     assert after.adapter_sha256 == before.adapter_sha256
     assert after.version in said
     metadata = build.read_metadata(model)
-    assert metadata["training"]["recipe"]["review"] == {"precision": 0.6, "confidence": 0.8}
+    assert metadata["training"]["recipe"]["review"] == {"precision": 0.6, "confidence": 0.8, "out_of_scope_share": None}
     assert metadata["calibration"]["guarantee"]["precision"] == 0.6
     assert set(metadata["evaluation"]) == {"validation", "test"}
     assert "ece" not in metadata["evaluation"]["test"], "it was of the old temperature"

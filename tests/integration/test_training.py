@@ -83,6 +83,15 @@ def test_the_weights_with_the_least_loss_on_validation_are_taken(trained: Path) 
     assert set(weights["candidates"]) == {"last", "best", "averaged"}
 
 
+def test_training_that_gets_no_better_ends_before_its_last_epoch(workshop: Workshop) -> None:
+    done = workshop.run("stalled", training=TRAINING | {"learning_rate": 1e-12, "patience": 1}, **UNREACHABLE)
+    assert done.exit_code == REFUSED, done.output
+    training = build.read_metadata(workshop.directory / "stalled" / publish.CANDIDATE)["training"]
+    steps = [step for step, _ in training["eval_losses"]]
+    assert len(steps) == 2, "of the six evaluations that three epochs have, one to compare with and one that was no better"
+    assert training["steps"] == steps[-1]
+
+
 def test_a_run_says_what_it_took_and_leaves_a_report(trained: Path) -> None:
     training = build.read_metadata(trained)["training"]
     assert 0.2 < training["peak_memory_gb"] < 8

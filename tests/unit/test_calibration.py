@@ -78,3 +78,16 @@ def test_a_model_is_sure_from_its_labels_threshold_on_and_of_a_label_with_thresh
 def test_impossible_values_are_refused(values: tuple[float, float, dict[str, float]], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Calibration(*values)
+
+
+def test_an_offset_moves_the_chance_of_its_label_alone() -> None:
+    scores = np.array([[0.0, -1.0, -2.0]])
+    calibration = Calibration(2.0, offsets={"car": 1.5})
+    moved = calibration.probabilities(scores, ("pool", "car", "hvac"))
+    assert moved == pytest.approx(probabilities(np.array([[0.0, 0.5, -2.0]]), 2.0))
+
+
+@pytest.mark.parametrize("offset", [float("nan"), float("inf")])
+def test_an_offset_that_is_no_number_is_refused(offset: float) -> None:
+    with pytest.raises(ValueError, match="offset of 'car'"):
+        Calibration(offsets={"car": offset})

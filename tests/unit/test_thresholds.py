@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 
 from trainer.recipe import Review
 from trainer.thresholds import NEVER, Answers, Held, calibrate, estimate, guarantee, in_words, least_precision
+from worker.classifier.calibration import Calibration
 
 NAMES = ("pool", "car", "fence", "hvac")
 
 
 def answers(pairs: list[tuple[float, bool]]) -> Answers:
     confidences, right = zip(*pairs, strict=True) if pairs else ((), ())
-    return Answers(np.zeros(len(pairs), dtype=np.int64), np.array(confidences, dtype=np.float64), np.array(right, dtype=np.bool_))
+    return Answers(
+        np.zeros(len(pairs), dtype=np.int64), np.array(confidences, dtype=np.float64), np.array(right, dtype=np.bool_), np.ones(len(pairs))
+    )
 
 
 def population(generator: np.random.Generator, n: int) -> Answers:
@@ -23,7 +26,7 @@ def population(generator: np.random.Generator, n: int) -> Answers:
     labels = generator.choice(len(NAMES), size=n, p=[0.45, 0.45, 0.05, 0.05])
     confidences = generator.beta(8, 0.6, size=n)
     chance = np.where(labels == 2, 1 - 0.3 * confidences, np.where(labels == 3, confidences - 0.03, confidences))
-    return Answers(labels, confidences, generator.random(n) < chance)
+    return Answers(labels, confidences, generator.random(n) < chance, np.ones(n))
 
 
 def precision_of(tests: list[Held], everything: Answers) -> list[float]:
@@ -71,7 +74,7 @@ def test_the_guarantee_holds_as_often_as_it_says_even_for_a_model_that_is_sure_o
 def test_a_label_with_too_few_queries_shares_the_threshold_of_the_others() -> None:
     generator = np.random.default_rng(6)
     labels = np.repeat([0, 1], [2000, 40])
-    sure = Answers(labels, generator.uniform(0.6, 1, len(labels)), np.ones(len(labels), dtype=np.bool_))
+    sure = Answers(labels, generator.uniform(0.6, 1, len(labels)), np.ones(len(labels), dtype=np.bool_), np.ones(len(labels)))
     pooled, own = guarantee(sure, sure, NAMES, precision=0.95, confidence=0.9)
     assert (pooled.label, pooled.answers, own.label, own.answers) == (None, 40, "pool", 2000)
     assert own.threshold < 0.02, "tested down to the end of the grid, since none is wrong"
@@ -81,7 +84,7 @@ def test_a_label_with_too_few_queries_shares_the_threshold_of_the_others() -> No
 
 def test_what_is_right_too_seldom_is_not_routed() -> None:
     generator = np.random.default_rng(7)
-    wrong = Answers(np.zeros(900, dtype=np.int64), np.full(900, 0.99), generator.random(900) < 0.9)
+    wrong = Answers(np.zeros(900, dtype=np.int64), np.full(900, 0.99), generator.random(900) < 0.9, np.ones(900))
     assert guarantee(wrong, wrong, NAMES, precision=0.95, confidence=0.9) == [Held(None, NEVER, 900, 0, 0, None)]
 
 
@@ -102,11 +105,30 @@ def scored(n: int) -> tuple[np.ndarray, list[int]]:
 def test_without_a_confidence_one_threshold_is_estimated_on_all_queries() -> None:
     scores, truth = scored(3000)
     found = calibrate(scores, truth, NAMES, "hvac", Review(precision=0.95))
-    assert set(found) == {"temperature", "threshold", "thresholds"}
+    assert set(found) == {"temperature", "offsets", "threshold", "thresholds"}
     assert found["temperature"] == pytest.approx(2, rel=0.1)
+    assert found["offsets"]["hvac"] == pytest.approx(0, abs=0.3), "the model tells out of scope as it tells the others"
     assert found["thresholds"] == {}
     assert 0.5 < found["threshold"] < 0.95
     assert in_words(found).startswith("temperature ")
+
+
+def test_the_threshold_is_for_as_many_queries_out_of_scope_as_are_to_come() -> None:
+    scores, truth = scored(6000)
+    as_here, more = (calibrate(scores, truth, NAMES, "hvac", Review(precision=0.95, out_of_scope_share=share)) for share in (None, 0.6))
+    assert more["offsets"]["hvac"] > as_here["offsets"]["hvac"] + 0.5
+    given = Calibration(more["temperature"], offsets=more["offsets"]).probabilities(scores, NAMES)
+    outside = np.array(truth) == 3
+    counts = np.where(outside, 0.6 / outside.mean(), 0.4 / (~outside).mean())
+    routed = (given.argmax(axis=1) != 3) & (given.max(axis=1) >= more["threshold"])
+    right = routed & (given.argmax(axis=1) == truth)
+    assert 0.95 <= counts[right].sum() / counts[routed].sum() < 0.96
+    assert routed.mean() > 0.05
+
+
+def test_without_a_label_for_out_of_scope_nothing_is_offset() -> None:
+    scores, truth = scored(500)
+    assert "offsets" not in calibrate(scores, truth, NAMES, None, Review())
 
 
 def test_with_a_confidence_the_thresholds_are_those_tested_and_out_of_scope_has_none() -> None:
@@ -125,3 +147,4 @@ def test_where_only_the_labels_without_a_threshold_of_their_own_are_not_routed_t
     calibration = {"temperature": 1.0, "threshold": NEVER, "thresholds": {"pool": 0.9}, "guarantee": guarantee}
     assert "of labels without a threshold of their own nothing is routed, 1 labels" in in_words(calibration)
     assert "temperature 1.000, nothing is routed" in in_words(calibration | {"thresholds": {}})
+    assert "temperature 1.000, offset of hvac +2.30, nothing" in in_words(calibration | {"thresholds": {}, "offsets": {"hvac": 2.3}})

@@ -2,7 +2,7 @@
 
 Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks"): one number, fitted on
 held-out data, divides the log-probabilities before they are normalised again. It never changes which label
-comes first.
+comes first; an offset, which a label's log-probability may get before, does.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A model's temperature, and below which confidence each label goes to a person instead; at 1 it always does."""
+    """How a model's scores become confidences, and below which of them each label goes to a person instead; at 1 it always does."""
 
     temperature: float = 1.0
     threshold: float = 0.0
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    """What is added to the log-probability of a label, before the temperature divides it."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -31,8 +33,16 @@ class Calibration:
             if not 0 <= value <= 1:
                 raise ValueError(f"threshold of {name!r} must lie between 0 and 1, got {value}")
 
+        for name, value in self.offsets.items():
+            if not np.isfinite(value):
+                raise ValueError(f"offset of {name!r} must be a number, got {value}")
+
     def threshold_of(self, label: str) -> float:
         return self.thresholds.get(label, self.threshold)
+
+    def probabilities(self, log_probs: Floats, names: Sequence[str]) -> Floats:
+        """What the model believes of each query, by what it answered, both of shape (queries, labels)."""
+        return probabilities(log_probs + np.array([self.offsets.get(name, 0.0) for name in names]), self.temperature)
 
     def sure(self, label: str, confidence: float) -> bool:
         """Whether the label may be acted on with this confidence. It never may if that is NaN."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.classifier.calibration import Floats, probabilities
+from worker.classifier.calibration import Floats
 from worker.classifier.engine import Engine, EngineOptions
 from worker.classifier.grammar import build_trie
 from worker.classifier.model_file import LoadedModel, ModelCard, ModelFileError, load, parse_card
@@ -124,7 +124,8 @@ def decide(card: ModelCard, log_probabilities: Floats, tokens: Sequence[int], tr
     """Decisions by what the model answered: its uncalibrated log-probabilities, shape (queries, labels), and each query's length."""
     names = card.labels.names
     decisions = []
-    for row, length, cut in zip(probabilities(log_probabilities, card.calibration.temperature).tolist(), tokens, truncated, strict=True):
+    believed = card.calibration.probabilities(log_probabilities, names)
+    for row, length, cut in zip(believed.tolist(), tokens, truncated, strict=True):
         best = max(range(len(names)), key=row.__getitem__)
         decisions.append(Decision(names[best], row[best], dict(zip(names, row, strict=True)), length, cut))
     return decisions

@@ -109,7 +109,10 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
         labels=labels,
         prompt=Prompt(str(values["prompt"]["prefix"]), str(values["prompt"]["suffix"])),
         calibration=Calibration(
-            float(calibration["temperature"]), float(calibration["threshold"]), dict(calibration.get("thresholds", {}))
+            float(calibration["temperature"]),
+            float(calibration["threshold"]),
+            dict(calibration.get("thresholds", {})),
+            {str(name): float(offset) for name, offset in calibration.get("offsets", {}).items()},
         ),
         probes=probes,
         probe_tolerance=float(values["probes"]["tolerance"]),
