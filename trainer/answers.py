@@ -36,7 +36,7 @@ class Answers:
     """A hash of the token ids of each, prefix and all."""
 
     def decisions(self, card: ModelCard) -> list[Decision]:
-        """As the worker decides, with the temperature that the card says."""
+        """As the worker decides, calibrated as the card says."""
         return decide(card, self.scores, self.lengths.tolist(), self.truncated.tolist())
 
 

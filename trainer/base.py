@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from trainer import hub
+from worker.classifier.model_file import content_hash
 
 CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
 """In a directory of its own: its package brings another version of the library gguf along."""
@@ -65,6 +66,24 @@ class Base(BaseModel):
         """The base of a model, as its metadata tells it."""
         places = {place: training.get(f"base_{place}") for place in ("package", "file", "source")}
         return cls(name=training["base"], licence=training["base_licence"], **places)
+
+    @classmethod
+    def path_recorded_in(cls, training: Mapping[str, str]) -> Path:
+        """The GGUF of a model's base on this machine, the very one that it was trained on where its metadata tell its hash.
+
+        Raises:
+            BaseError: it cannot be had, or is another.
+        """
+        base = cls.recorded_in(training)
+        path, recorded = base.path(), training.get("base_sha256")
+        if recorded is None or base.checkpoint() is not None:  # converters of two versions need not write the same bytes
+            return path
+        if (found := content_hash(path)) != recorded:
+            raise BaseError(
+                f"{path} is not the base that the model was trained on: its SHA-256 is {found}, that one's was {recorded}. "
+                "Put that one back, or train anew"
+            )
+        return path
 
     def record(self) -> dict[str, str]:
         """For a model's metadata. Of a source on the hub it names the commit, so that a branch that moves on changes nothing.

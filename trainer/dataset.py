@@ -21,6 +21,7 @@ JSON_FIELDS, CSV_FIELDS = ("input", "output"), ("text", "label")
 """Where a row has its text and its label."""
 _BEYOND = "\0"
 """The name of what a CSV row has beyond its header."""
+_HASH_DIGITS = 12
 
 
 class DataError(Exception):
@@ -198,6 +199,26 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def text_hashes(examples: Sequence[Example]) -> str:
+    """Of each text the first 48 bits of its SHA-256, in hexadecimal, one after another: to know it again without keeping it."""
+    return "".join(sorted(_text_hash(example) for example in examples))
+
+
+def were_held_out(examples: Sequence[Example], training: Mapping[str, Any]) -> list[bool]:
+    """Of each example, whether the metadata of a model tell that its text was in a held-out part when the model was trained."""
+    recorded = training.get("held_out")
+    held = {
+        hashes[start : start + _HASH_DIGITS]
+        for hashes in (recorded.values() if isinstance(recorded, dict) else ())
+        for start in range(0, len(hashes), _HASH_DIGITS)
+    }
+    return [_text_hash(example) in held for example in examples]
+
+
+def _text_hash(example: Example) -> str:
+    return hashlib.sha256(plain(example.text).encode()).hexdigest()[:_HASH_DIGITS]
+
+
 def split(examples: Sequence[Example], *, seed: int, validation: float, test: float) -> dict[Part, list[Example]]:
     """A stratified, seeded split in which near-duplicates never fall into different parts.
 
@@ -249,7 +270,12 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
 
 
 def is_training_file(path: Path, training: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on part of this file: whether the file falls into parts that the model's metadata record."""
+    """Whether a model was trained on examples of this file, as its metadata tells.
+
+    Metadata of before files were recorded tell of parts alone: then whether the file falls into those.
+    """
+    if "learnt_from_sha256" in training:
+        return fingerprint(load_examples(path)) in training["learnt_from_sha256"]
     recorded = training.get("data_sha256")
     if not isinstance(recorded, dict):
         return False

@@ -73,7 +73,7 @@ def baseline(
     dataset.check_labels(examples, card.labels.names)
     with progress() as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
-        figures = measuring.baseline(card, Base.recorded_in(card.training).path(), examples, lambda done: bar.update(task, completed=done))
+        figures = measuring.baseline(card, Base.path_recorded_in(card.training), examples, lambda done: bar.update(task, completed=done))
     if as_json:
         print(json.dumps(figures))
         return
@@ -156,7 +156,7 @@ def report(
         examples = dataset.part_of(data, split, training)
         dataset.check_labels(examples, [label["name"] for label in metadata["labels"]["labels"]])
         taught = learnt_from(train or [], data, split, training, examples) if peers else []
-        base = (Base.recorded_in(training).path(), baseline) if baseline else None
+        base = (Base.path_recorded_in(training), baseline) if baseline else None
         gguf = building.model_file_of(model) if model.is_dir() else model
         record = figures.record_for(examples, data, split, version, record)
         with progress() as bar:
@@ -189,7 +189,8 @@ def parity_command(
     texts = [example.text for example in dataset.part_of(data, split, card["training"])]
     with console.status("comparing") as status:
         found = list(parity.in_formats(model, texts, forms or parity.FORMATS, lambda form: status.update(f"comparing with {form}")))
-    complaints = [words for each in found if (words := parity.complaint(each, Gate()))]
+    limits = Gate.model_validate(card["training"]["recipe"].get("gate", {}))
+    complaints = [words for each in found if (words := parity.complaint(each, limits))]
     if as_json:
         print(json.dumps({"n": len(texts), "formats": [asdict(each) for each in found], "complaints": complaints}))
     else:

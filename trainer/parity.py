@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.recipe import Gate
-from worker.classifier import Classifier
+from worker.classifier import Classifier, ModelCard
 from worker.classifier.calibration import Floats
 from worker.classifier.formats import FORMATS, in_format
 from worker.classifier.labels import agreement
@@ -32,10 +32,15 @@ class Parity:
     n: int
 
 
-def compare(form: str, given: Floats, expected: Floats) -> Parity:
-    """Compare uncalibrated log-probabilities, both of shape (queries, labels), of at least one query."""
+def compare(form: str, given: Floats, expected: Floats, card: ModelCard | None = None) -> Parity:
+    """Compare uncalibrated log-probabilities, both of shape (queries, labels), of at least one query.
+
+    Args:
+        card: by whose calibration labels are given; without it the likeliest is.
+    """
     differences = np.abs(np.exp(given) - np.exp(expected)).max(axis=1)
-    same_label = agreement(given.argmax(axis=1).tolist(), expected.argmax(axis=1).tolist())
+    believed = [each if card is None else card.calibration.probabilities(each, card.labels.names) for each in (given, expected)]
+    same_label = agreement(*(each.argmax(axis=1).tolist() for each in believed))
     return Parity(form, same_label, float(differences.mean()), float(differences.max()), len(given))
 
 
@@ -58,17 +63,17 @@ def in_formats(
     Raises:
         ModelFileError: llama.cpp cannot make or load one.
     """
-    expected, master_hash = _answers(model, texts), content_hash(model)
+    (expected, card), master_hash = _answers(model, texts), content_hash(model)
     for form in formats:
         on_form(form)
         with tempfile.TemporaryDirectory(prefix="pointsman-") as directory:
-            given = _answers(in_format(model, form, Path(directory), master_hash), texts)
-        yield compare(form, given, expected)
+            given, _ = _answers(in_format(model, form, Path(directory), master_hash), texts)
+        yield compare(form, given, expected, card)
 
 
-def _answers(model: Path, texts: Sequence[str]) -> Floats:
+def _answers(model: Path, texts: Sequence[str]) -> tuple[Floats, ModelCard]:
     classifier = Classifier.open(model, check=False)
     try:
-        return classifier.log_probabilities([classifier.encode(text) for text in texts])
+        return classifier.log_probabilities([classifier.encode(text) for text in texts]), classifier.card
     finally:
         classifier.close()

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import dataset, out_of_scope
-from trainer.dataset import DataError, Example, Part
+from trainer import dataset, inspection, out_of_scope
+from trainer.dataset import DataError, Example, Part, Row
 from trainer.recipe import Recipe, with_labels_of
 
 
-def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = None) -> tuple[Recipe, dict[Part, list[Example]]]:
-    """All examples of the recipe's files by part, and the recipe with the labels that they have.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a recipe's files hold."""
+
+    recipe: Recipe
+    """With the labels of the data, where it listed none."""
+    examples: dict[Part, list[Example]]
+    learnt_from_sha256: tuple[str, ...]
+    """Fingerprints of the files that are trained on, `data` with the parts cut from it."""
+
+
+def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = None) -> Parts:
+    """All examples of the recipe's files by part.
 
     Args:
         start_version: of the model that training goes on from; then so many are trained on as the recipe's `continuing` says.
@@ -37,16 +50,31 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
             f"no example of {recipe.data} falls into the validation part: a label needs {math.ceil(0.5 / recipe.split.validation)} "
             "that are not nearly the same; add examples, raise split.validation, or name a file of their own (validation)"
         )
+    parts["train"] = _curated(recipe.data, parts["train"], say)
     out_of_scope.check(parts["validation"], recipe.out_of_scope, recipe.review.out_of_scope_share)
     _say_untested(recipe, parts, say)
-    learnt = [parts["train"], *(_train_only(recipe, path, parts, say) for path in recipe.train_only)]
+    further = [dataset.load_examples(path) for path in recipe.train_only]
+    learnt = [parts["train"], *(_train_only(recipe, *each, parts, say) for each in zip(recipe.train_only, further, strict=True))]
     if start_version is not None:
         parts["train"] = fair_share(learnt, recipe.continuing.examples, f"{recipe.training.seed}:{start_version}")
     else:
         parts["train"] = [example for file in learnt for example in file]
     if not parts["train"]:
         raise DataError(f"no example of {recipe.data} is left to train on: the parts that are held out take all")
-    return recipe, parts
+    return Parts(recipe, parts, tuple(dataset.fingerprint(each) for each in (examples, *further)))
+
+
+def _curated(source: Path, examples: Sequence[Example], say: Callable[[str], None]) -> list[Example]:
+    """The training examples without copies and contradictions. What is held out is measured with as it is."""
+    rows = [Row(number, example, {}) for number, example in enumerate(examples, start=1)]
+    kept, dropped = inspection.clean(rows, inspection.find_copies(rows, {}))
+    if dropped:
+        kinds = Counter(each.kind for each in dropped)
+        say(
+            f"data      not trained on: {kinds['duplicate']} copies, {kinds['contradiction']} examples whose text has another label too "
+            f"(python -m trainer inspect {source})"
+        )
+    return [row.example for row in kept]
 
 
 def repeated(examples: Sequence[Example], repeat: Mapping[str, int]) -> list[Example]:
@@ -78,9 +106,10 @@ def _say_untested(recipe: Recipe, parts: dict[Part, list[Example]], say: Callabl
             say(f"data      no {part} examples of {', '.join(absent)}: nothing is known of how well these are told")
 
 
-def _train_only(recipe: Recipe, path: Path, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> list[Example]:
+def _train_only(
+    recipe: Recipe, path: Path, found: Sequence[Example], parts: dict[Part, list[Example]], say: Callable[[str], None]
+) -> list[Example]:
     """Further examples for training; none that is nearly in the validation or test part."""
-    found = dataset.load_examples(path)
     dataset.check_labels(found, recipe.labels)
     kept = dataset.without_copies(found, parts["validation"] + parts["test"])
     if len(kept) < len(found):

@@ -140,7 +140,7 @@ def same_weights_in_torch(model: Path, classifier: Classifier) -> Predict:
 
     def predict(texts: Sequence[str]) -> Labels:
         answers = answer_log_probabilities(network, [[*prefix, *classifier.encode(text).ids] for text in texts], classifier.code_ids)
-        return [names[best] for best in answers.argmax(axis=1).tolist()]
+        return [names[best] for best in classifier.card.calibration.probabilities(answers, names).argmax(axis=1).tolist()]
 
     return predict
 

@@ -1,4 +1,4 @@
-"""From a recipe to a model file: split -> train -> build -> calibrate -> evaluate -> build with what was found -> gate -> publish."""
+"""From a recipe to a model file: split -> curate -> train -> build -> calibrate -> evaluate -> build again -> gate -> publish."""
 
 from __future__ import annotations
 
@@ -14,22 +14,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trainer import build, dataset, evaluate, gate, parity, processes, publish, thresholds, warm_start, work
+from trainer import build, dataset, evaluate, gate, judging, processes, publish, thresholds, warm_start, work
 from trainer import parts as examples_of
-from trainer.answers import Answers, ask, prompt_hash
+from trainer.answers import Answers, ask
 from trainer.codes import choose_codes
 from trainer.dataset import Example
 from trainer.files import write_json
+from trainer.parts import Parts
 from trainer.recipe import Recipe, RecipeError
 from trainer.registry import Judgement
 from trainer.terminal import Progress, peak_memory_gb
 from trainer.warm_start import Start
 from worker.classifier import Decision
-from worker.classifier.calibration import Floats
-from worker.classifier.labels import agreement
-from worker.classifier.model_file import FORMAT, LoadedModel, ModelCard, content_hash, load, parse_card
+from worker.classifier.model_file import FORMATS, LoadedModel, ModelCard, content_hash, format_of, load, parse_card
 from worker.classifier.prompt import encode_query
 
 PROBE_TOLERANCE = 0.1
@@ -54,14 +51,6 @@ class Outcome:
     """If not, the model lies where `publish.candidate_file` says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The model that a new one would replace, and what it answers to the test examples."""
-
-    labels: Sequence[str]
-    answers: list[str]
-
-
 def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fresh: bool = False) -> Outcome | None:
     """Carry out a recipe, from where an earlier run of the same was cut off.
 
@@ -78,18 +67,19 @@ def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fr
     started = time.monotonic()
     start = warm_start.read(recipe) if recipe.start_from else None
     progress("splitting", 0, None)
-    recipe, parts = examples_of.of(recipe, say, start.version if start else None)
+    found = examples_of.of(recipe, say, start.version if start else None)
+    recipe, parts = found.recipe, found.examples
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
     base = recipe.base.path()
     recipe.output.mkdir(parents=True, exist_ok=True)
     with work.alone(recipe.output) if processes.is_first() else nullcontext():
-        return _run(recipe, base, parts, start, started, say, progress, force=force, fresh=fresh or processes.count() > 1)
+        return _run(recipe, base, found, start, started, say, progress, force=force, fresh=fresh or processes.count() > 1)
 
 
 def _run(
     recipe: Recipe,
     base: Path,
-    parts: dict[dataset.Part, list[Example]],
+    data: Parts,
     start: Start | None,
     started: float,
     say: Say,
@@ -98,6 +88,7 @@ def _run(
     force: bool,
     fresh: bool,
 ) -> Outcome | None:
+    parts = data.examples
     vocabulary = load(base, vocab_only=True)
     codes, answer_ids = _answers(recipe, vocabulary, start)
     tokens = {
@@ -107,7 +98,7 @@ def _run(
     vocabulary.close()
     if start is not None:
         _say_seen(start, parts, say)
-    published = _published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
+    published = judging.published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
 
     directory = recipe.output / publish.CANDIDATE
     before = time.monotonic() - started
@@ -115,7 +106,7 @@ def _run(
     if not processes.is_first():
         return None
     trained = time.monotonic()
-    metadata = _metadata(recipe, codes, parts, log)
+    metadata = _metadata(recipe, codes, data, base, log)
     if start is not None:
         metadata["training"]["continues"] = start.version
     held_out: dict[str, list[Example]] = {part: parts[part] for part in HELD_OUT if parts[part]}
@@ -128,8 +119,9 @@ def _run(
     candidate = publish.candidate_file(recipe.output)
     build.build(base, build.read_adapter(directory / build.ADAPTER_FILE), metadata, candidate, lambda *done: progress("building", *done))
 
-    unlike = _unlike_the_network(recipe, answers["validation"], tokens["validation"], log.validation_log_probabilities, say)
-    verdict = _judge(recipe, metadata, answers.get("test"), published, parts["test"])
+    card, prompts = _card(metadata), [example.prompt_ids for example in tokens["validation"]]
+    unlike = judging.unlike_the_network(recipe, card, answers["validation"], prompts, log.validation_log_probabilities, say)
+    verdict = judging.judge(recipe, card, answers.get("test"), published, parts["test"])
     if unlike is not None:
         verdict = replace(verdict, passed=False, reasons=(unlike, *verdict.reasons))
     say("gate      " + ("passed" if verdict.passed else "refused") + "".join(f"\n          {reason}" for reason in verdict.reasons))
@@ -205,56 +197,6 @@ def _say_seen(start: Start, parts: Mapping[dataset.Part, Sequence[Example]], say
             say(f"          {start.version} had another {part} part: it may have learnt some of these examples")
 
 
-def _published(recipe: Recipe, test: Sequence[Example], force: bool, say: Say, progress: Progress) -> Published | None:
-    """Asked before training, which takes long: a model that cannot be compared with is better known before."""
-    path = build.model_file_of(recipe.output)
-    if not path.is_file() and publish.version_in_place(recipe.output) is None:
-        return None
-    if not test:
-        if force:
-            return None
-        raise RecipeError(f"without a test split no model can be compared with {path}: set split.test or test, or give --force")
-    classifier = publish.open_model(recipe.output, lambda *done: progress("building the present model", *done))
-    decided = evaluate.decide(classifier, test, lambda done: progress("asking the present model", done, len(test)))
-    answers = [decision.label for decision in decided]
-    card = classifier.card
-    classifier.close()
-    accuracy = agreement(answers, [example.label for example in test])
-    say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
-    measured_on = card.training.get("data_sha256")
-    if isinstance(measured_on, dict) and measured_on.get("test") != dataset.fingerprint(test):
-        say("          its own test split was another: it may have been trained on some of these examples")
-    return Published(card.labels.names, answers)
-
-
-def _unlike_the_network(recipe: Recipe, served: Answers, tokens: Sequence[Any], trained: Floats, say: Say) -> str | None:
-    """What is wrong with the GGUF as the form of what was trained; None if nothing.
-
-    Queries that training cut shorter than the worker does are other queries to it, so they are passed over.
-    """
-    alike = served.prompts == np.array([prompt_hash(example.prompt_ids) for example in tokens], dtype=np.uint64)
-    whole = served.lengths < recipe.training.max_query_tokens
-    if other := int((whole & ~alike).sum()):
-        return f"{other} queries of the validation split have other token ids in the GGUF than they had in training"
-    if not alike.any():
-        return (
-            f"network and GGUF cannot be compared: all queries of the validation split are longer than training.max_query_tokens "
-            f"({recipe.training.max_query_tokens}), so the model has learnt from beginnings and ends; raise it"
-        )
-    found = parity.compare("the trained network", trained[alike], served.scores[alike])
-    say(f"parity    network and GGUF: {found.same_label:.1%} same label, probabilities {found.mean_difference:.4f} apart on average")
-    return parity.complaint(found, recipe.gate)
-
-
-def _judge(
-    recipe: Recipe, metadata: Mapping[str, Any], answers: Answers | None, published: Published | None, test: Sequence[Example]
-) -> gate.Verdict:
-    given = [decision.label for decision in answers.decisions(_card(metadata))] if answers else []
-    if published is None:
-        return gate.first(given, test, recipe.gate)
-    return gate.compare(published.answers, given, test, published.labels, list(recipe.labels), recipe.gate)
-
-
 def _card(metadata: Mapping[str, Any]) -> ModelCard:
     return parse_card({f"pointsman.{key}": json.dumps(value) for key, value in metadata.items()}, "the new model")
 
@@ -310,9 +252,10 @@ def _tokens(recipe: Recipe, vocabulary: LoadedModel, answer_ids: Sequence[list[i
     ]
 
 
-def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, list[Example]], log: Any) -> dict[str, Any]:
+def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log: Any) -> dict[str, Any]:
+    parts = data.examples
     return {
-        "format": FORMAT,
+        "format": FORMATS[0],
         "labels": {
             "labels": [
                 {"name": name, "description": description, "code": code}
@@ -328,11 +271,14 @@ def _metadata(recipe: Recipe, codes: Sequence[str], parts: dict[dataset.Part, li
             "name": recipe.name,
             "version": "unreleased",
             **recipe.base.record(),
+            "base_sha256": content_hash(base),
             "recipe": recipe.model_dump(mode="json", include={"split", "review", "gate", "answers", "repeat"})
             | {"training": recipe.schedule().model_dump()},
             "files": recipe.files(),
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
+            "learnt_from_sha256": list(data.learnt_from_sha256),
+            "held_out": {part: dataset.text_hashes(parts[part]) for part in HELD_OUT},
             "steps": log.steps,
             "losses": log.losses,
             "eval_losses": [(each.step, round(each.loss, 4)) for each in log.evaluations],
@@ -357,7 +303,7 @@ def _measure(
     names, validation = list(recipe.labels), held_out["validation"]
     truth = [names.index(example.label) for example in validation]
     calibration = thresholds.calibrate(answers["validation"].scores, truth, names, recipe.out_of_scope, recipe.review)
-    metadata = metadata | {"calibration": calibration}
+    metadata = metadata | {"calibration": calibration, "format": format_of(calibration)}
     say("calibrate on validation: " + thresholds.in_words(calibration))
 
     metadata["training"]["version"] = build.content_version(directory / build.ADAPTER_FILE, metadata)

@@ -43,7 +43,7 @@ def build_gguf(source: Path, output: Path, progress: Progress = lambda _done, _t
         BuildError, BaseError: adapter, metadata or base is missing, or they do not fit.
     """
     metadata = build.read_metadata(source)
-    base = Base.recorded_in(metadata["training"]).path()
+    base = Base.path_recorded_in(metadata["training"])
     build.build(base, build.read_adapter(source / build.ADAPTER_FILE), metadata, output, progress)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from trainer import build, dataset, evaluate, out_of_scope, publish, registry, thresholds
 from trainer.base import Base
-from trainer.dataset import Example
+from trainer.dataset import DataError, Example
 from trainer.files import write_json
 from trainer.pipeline import choose_probes
 from trainer.recipe import Review
 from trainer.registry import Judgement, PublishError, Version
 from worker.classifier import Classifier
+from worker.classifier.calibration import Calibration
+from worker.classifier.model_file import format_of
 
 NOT_BY_TEMPERATURE = ("n", "accuracy", "macro_f1", "per_label", "confusions")
 """What an evaluation says of the labels alone, which only an offset changes; the rest was under the old temperature and thresholds."""
@@ -35,40 +37,52 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
         raise PublishError(f"{candidate} holds what a run left: publish it (python -m trainer publish {directory}), or remove it")
     metadata = build.read_metadata(directory)
     names = [label["name"] for label in metadata["labels"]["labels"]]
-    outside = metadata["labels"]["out_of_scope"]
+    outsider = metadata["labels"]["out_of_scope"]
     dataset.check_labels(examples, names)
-    out_of_scope.check(examples, outside, review.out_of_scope_share)
+    out_of_scope.check(examples, outsider, review.out_of_scope_share)
     classifier = publish.open_model(directory)
-    scores = classifier.log_probabilities([classifier.encode(example.text) for example in examples])
+    scores, before = classifier.log_probabilities([classifier.encode(example.text) for example in examples]), classifier.card.calibration
     classifier.close()
     truth = [names.index(example.label) for example in examples]
-    calibration = thresholds.calibrate(scores, truth, names, outside, review)
+    calibration = thresholds.calibrate(scores, truth, names, outsider, review)
+    if before.offsets and "offsets" not in calibration:
+        raise DataError(f"the model has an offset of {outsider}, which wants queries in scope and out of it: give both")
+    reason = f"calibrated anew on {len(examples)} queries of {source}"
     say(f"calibrate on {len(examples)} queries of {source}: {thresholds.in_words(calibration)}")
+    after = Calibration(calibration["temperature"], offsets=calibration.get("offsets", {}))
+    was, now = (each.probabilities(scores, names).argmax(axis=1) for each in (before, after))
+    if changed := int((was != now).sum()):
+        reason += (
+            f"; {changed} are answered otherwise, accuracy on them {(was == truth).mean():.4f} before and {(now == truth).mean():.4f} now"
+        )
+        say(f"          {reason}; what was measured on the test part holds no more: python -m trainer report {directory} --data FILE")
 
     candidate.mkdir()
     try:
         shutil.copy2(directory / build.ADAPTER_FILE, candidate / build.ADAPTER_FILE)
-        _write(directory, candidate, metadata | {"calibration": calibration}, examples, review)
-        reason = f"calibrated anew on {len(examples)} queries of {source}"
+        metadata |= {"calibration": calibration, "format": format_of(calibration)}
+        _write(directory, candidate, metadata, examples, review, same_answers=before.offsets == after.offsets)
         return publish.publish(directory, Judgement(passed=True, reasons=(reason,)))
     finally:
         shutil.rmtree(candidate, ignore_errors=True)
 
 
-def _write(directory: Path, work: Path, metadata: dict[str, Any], examples: Sequence[Example], review: Review) -> None:
+def _write(
+    directory: Path, work: Path, metadata: dict[str, Any], examples: Sequence[Example], review: Review, *, same_answers: bool
+) -> None:
     """Metadata and GGUF of the candidate, with what the newly calibrated model answers to the examples."""
     training = metadata["training"]
     training["recipe"] = training["recipe"] | {"review": review.model_dump(mode="json")}
     training["calibrated"] = {"time": registry.now(), "rows": len(examples), "sha256": dataset.fingerprint(examples)}
     training["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
     metadata["probes"] = metadata["probes"] | {"probes": []}
-    base, adapter = Base.recorded_in(training).path(), build.read_adapter(work / build.ADAPTER_FILE)
+    base, adapter = Base.path_recorded_in(training), build.read_adapter(work / build.ADAPTER_FILE)
     candidate = publish.candidate_file(directory)
     build.build(base, adapter, metadata, candidate)
     classifier = Classifier.open(candidate)
     decisions = evaluate.decide(classifier, examples)
-    stands = () if "offsets" in metadata["calibration"] else NOT_BY_TEMPERATURE
-    kept = {name: value for name, value in metadata["evaluation"].get("test", {}).items() if name in stands}
+    test = metadata["evaluation"].get("test", {}) if same_answers else {}
+    kept = {name: value for name, value in test.items() if name in NOT_BY_TEMPERATURE}
     figures = evaluate.evaluate(classifier.card, examples, decisions)
     metadata["evaluation"] = {"validation": figures.as_dict()} | ({"test": kept} if kept else {})
     classifier.close()

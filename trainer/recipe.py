@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from trainer import hub
 from trainer.base import Base
@@ -17,6 +18,14 @@ from worker.classifier.labels import check_names
 
 class RecipeError(Exception):
     """A recipe that cannot be used; the message lists every problem."""
+
+
+class _UnfitError(ValueError):
+    """Values that are right by themselves, and not together."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 def _source(path: Path) -> Path:
@@ -117,7 +126,7 @@ class Review(_Section):
     def _is_of_queries_like_these(self) -> Review:
         if self.confidence is not None and self.out_of_scope_share is not None:
             raise ValueError(
-                "confidence: a guarantee is of queries like the validation split's, out_of_scope_share cannot be given with it"
+                "confidence: a guarantee is of queries drawn like those calibrated on, so there is none with out_of_scope_share"
             )
         return self
 
@@ -193,32 +202,38 @@ class Recipe(_Section):
         return values
 
     @model_validator(mode="after")
-    def _labels_fit(self) -> Recipe:
-        if self.answers == "names" and self.codes:
-            raise ValueError("codes: none are used where answers is names")
-        if self.review.out_of_scope_share is not None and self.out_of_scope is None:
-            raise ValueError("review.out_of_scope_share: out_of_scope names no label")
-        if not self.labels:
-            return self
-        if len(self.labels) < 2:
-            raise ValueError("labels: at least two are needed")
-        check_names(self.labels)
-        if self.out_of_scope is not None and self.out_of_scope not in self.labels:
-            raise ValueError(f"out_of_scope: {self.out_of_scope!r} is not one of the labels")
-        for what, named in (("codes", self.codes), ("repeat", self.repeat)):
-            strangers = sorted(set(named) - set(self.labels))
-            if strangers:
-                raise ValueError(f"{what}: {', '.join(map(repr, strangers))} are not among the labels")
+    def _fits_together(self) -> Recipe:
+        if problems := [*self._of_labels(), *self._of_parts()]:
+            raise _UnfitError(problems)
         return self
 
-    @model_validator(mode="after")
-    def _each_part_comes_from_one_place(self) -> Recipe:
+    def _of_labels(self) -> Iterator[str]:
+        """What is wrong with the labels, and with what is said of them."""
+        if self.answers == "names" and self.codes:
+            yield "codes: none are used where answers is names"
+        if self.review.out_of_scope_share is not None and self.out_of_scope is None:
+            yield "review.out_of_scope_share: out_of_scope names no label"
+        if not self.labels:
+            return
+        if len(self.labels) < 2:
+            yield "labels: at least two are needed"
+        try:
+            check_names(self.labels)
+        except ValueError as error:
+            yield f"labels: {error}"
+        if self.out_of_scope is not None and self.out_of_scope not in self.labels:
+            yield f"out_of_scope: {self.out_of_scope!r} is not one of the labels"
+        for what, named in (("codes", self.codes), ("repeat", self.repeat)):
+            if strangers := sorted(set(named) - set(self.labels)):
+                yield f"{what}: {', '.join(map(repr, strangers))} are not among the labels"
+
+    def _of_parts(self) -> Iterator[str]:
+        """What is wrong with where the parts come from: each from one place."""
         for part, share in (("validation", self.split.validation), ("test", self.split.test)):
             if getattr(self, part) is not None and share:
-                raise ValueError(f"split.{part}: must be 0, since {part} names a file of its own")
+                yield f"split.{part}: must be 0, since {part} names a file of its own"
         if self.validation is None and not self.split.validation:
-            raise ValueError("split.validation: may be 0 only where validation names a file")
-        return self
+            yield "split.validation: may be 0 only where validation names a file"
 
 
 def load_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Recipe:
@@ -260,5 +275,10 @@ def _checked(section: type[Section], values: object, where: str) -> Section:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"{where} has {error.error_count()} problem(s):\n{problems}") from error
+        problems = [problem for each in error.errors() for problem in _problems(each)]
+        raise RecipeError(f"{where} has {len(problems)} problem(s):\n" + "\n".join(f"  {problem}" for problem in problems)) from error
+
+
+def _problems(error: ErrorDetails) -> Sequence[str]:
+    cause = error.get("ctx", {}).get("error")
+    return cause.problems if isinstance(cause, _UnfitError) else [f"{'.'.join(map(str, error['loc'])) or 'recipe'}: {error['msg']}"]

@@ -41,7 +41,7 @@ class Version(BaseModel):
     """None for a version that was there before the registry, without its GGUF."""
     data_sha256: dict[str, str] | str | None
     accuracy: float | None
-    """On the test split, at training."""
+    """On the test split, at training; None where there was none, or where answers have changed since by calibrating."""
     gate: Judgement | None
     """None for a version that was there before the registry."""
     kept: str

@@ -32,7 +32,8 @@ def shown_evaluation(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> 
         return f"{part} {data['file']}", record["evaluation"]
     for part in ("test", "validation"):
         if "reviewed" in metadata["evaluation"].get(part, {}):  # where it was calibrated since, not of the test part
-            return f"the {part} part, at training", metadata["evaluation"][part]
+            where = "the queries it was calibrated on" if metadata["training"].get("calibrated") else f"the {part} part, at training"
+            return where, metadata["evaluation"][part]
     return "nothing", {}
 
 

@@ -1,7 +1,8 @@
 """The same model for other programs that run GGUFs: what they must know of prompt and answers, in their own formats.
 
 `Modelfile` is for Ollama (`ollama create NAME -f Modelfile`), `labels.gbnf` for llama.cpp (`llama-cli --grammar-file`). Both answer
-with a label's code; `pointsman.json` tells whose it is. They take control tokens in a query for such; Pointsman's own engine does not.
+with a label's code; `pointsman.json` tells whose it is. They know no calibration, so no offset of out of scope, and take control
+tokens in a query for such; Pointsman's own engine does not.
 """
 
 from __future__ import annotations

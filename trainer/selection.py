@@ -1,7 +1,7 @@
 """Which of a training's weights are kept: the last, the best on the validation split, or the mean of the last few. Pure.
 
 What counts is the loss after calibration, since the pipeline fits a temperature to whatever is chosen: the mean of -log of the
-right label's probability, at the temperature at which it is least.
+right label's probability, at the temperature at which it is least. The offset of out of scope, fitted later, is left out of it.
 """
 
 from __future__ import annotations

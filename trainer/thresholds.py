@@ -30,6 +30,7 @@ NEVER = 1.0
 EVERY = 4
 """Of the held-out queries every fourth is for choosing what is tested, where a guarantee is asked for; the others are for testing."""
 _STEP = 0.01
+_NO_COLUMN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +64,40 @@ class Held:
     """Lower confidence bound (Clopper-Pearson) at the level of this test; None if no threshold held."""
 
 
-def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], outside: str | None, review: Review) -> dict[str, Any]:
-    """The value of `pointsman.calibration`.
+def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], outsider: str | None, review: Review) -> dict[str, Any]:
+    """The value of `pointsman.calibration`: temperature, perhaps offsets, threshold, thresholds, perhaps the guarantee.
 
     Args:
         log_probs: uncalibrated, shape (queries, labels), of queries that nothing was trained on.
         truth: the right label of each, by its place in `names`.
-        outside: the label for what belongs to none.
+        outsider: the label for what belongs to none.
     """
     right = np.asarray(truth)
     sample = np.ones(len(right), dtype=np.bool_) if review.confidence is None else _every_fourth(len(right))
-    column = -1 if outside is None else names.index(outside)
-    counts = out_of_scope.weights(right == column, review.out_of_scope_share)
-    scale = _scale(log_probs[sample], right[sample].tolist(), outside, column, counts[sample])
-    table = Calibration(**scale).probabilities(log_probs, names)
+    scores = _scores(log_probs[sample], right[sample].tolist(), names, outsider, review.out_of_scope_share)
+    table = Calibration(**scores).probabilities(log_probs, names)
     given = table.argmax(axis=1)
-    answers = Answers(given, table.max(axis=1), given == right, counts)
+    column = _NO_COLUMN if outsider is None else names.index(outsider)
+    answers = Answers(given, table.max(axis=1), given == right, out_of_scope.counts(right == column, review.out_of_scope_share))
     routable = given != column
     if review.confidence is None:
-        return scale | {"threshold": estimate(answers.of(routable), review.precision), "thresholds": {}}
+        return scores | {"threshold": estimate(answers.of(routable), review.precision), "thresholds": {}}
     tests = guarantee(answers.of(routable & sample), answers.of(routable & ~sample), names, review.precision, review.confidence)
     pool = next((test.threshold for test in tests if test.label is None), NEVER)
-    return scale | {
+    return scores | {
         "threshold": pool,
         "thresholds": {test.label: test.threshold for test in tests if test.label is not None},
         "guarantee": {"precision": review.precision, "confidence": review.confidence, "tests": [asdict(test) for test in tests]},
     }
 
 
-def _scale(log_probs: Floats, truth: Sequence[int], outside: str | None, column: int, counts: Floats) -> dict[str, Any]:
-    """Temperature and offsets."""
-    if outside is None:
+def _scores(log_probs: Floats, truth: Sequence[int], names: Sequence[str], outsider: str | None, share: float | None) -> dict[str, Any]:
+    """Temperature and offsets. No offset can be told where no query, or every one, is out of scope."""
+    column = _NO_COLUMN if outsider is None else names.index(outsider)
+    if outsider is None or not 0 < list(truth).count(column) < len(truth):
         return {"temperature": round(fit_temperature(log_probs, truth), 4)}
-    temperature, offset = out_of_scope.fit(log_probs, truth, column, counts)
-    return {"temperature": round(temperature, 4), "offsets": {outside: round(offset, 4)}}
+    temperature, offset = out_of_scope.fit(log_probs, truth, column, share)
+    return {"temperature": round(temperature, 4), "offsets": {outsider: round(offset, 4)}}
 
 
 def _every_fourth(n: int) -> npt.NDArray[np.bool_]:
@@ -119,7 +120,7 @@ def in_words(calibration: Mapping[str, Any]) -> str:
 
 
 def estimate(answers: Answers, precision: float) -> float:
-    """The lowest confidence from which these answers are right with at least `precision`; NEVER if there is none, 0 if all are."""
+    """The lowest confidence from which these answers, as they count, are right with at least `precision`; NEVER if none, 0 if all are."""
     order = np.argsort(-answers.confidences, kind="stable")
     confidences = answers.confidences[order]
     counts = answers.counts[order]

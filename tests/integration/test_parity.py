@@ -10,6 +10,7 @@ import numpy as np
 from tests.support import DATA, assert_clear_failure, command
 from trainer import build, dataset, parity, sft
 from trainer.network import from_gguf, log_probabilities
+from trainer.parts import Parts
 from trainer.recipe import Gate, Training, load_recipe
 from worker.classifier import Classifier
 
@@ -40,10 +41,10 @@ def test_what_a_few_steps_of_training_lead_to_answers_alike_as_a_gguf(tmp_path: 
     log = sft.train_adapter(recipe, base, tokens[:16], tokens[16:], answer_ids, adapter, lambda *_: None)
     assert log.steps == 2
 
-    served = {}
+    served, nothing = {}, Parts(recipe, {"train": [], "validation": [], "test": []}, ())
     for name, update in (("trained", build.read_adapter(adapter)), ("base", None)):
         model = tmp_path / f"{name}.gguf"
-        build.build(base, update, pipeline._metadata(recipe, codes, {"train": [], "validation": [], "test": []}, log), model)
+        build.build(base, update, pipeline._metadata(recipe, codes, nothing, base, log), model)
         classifier = Classifier.open(model)
         served[name] = classifier.log_probabilities([classifier.encode(example.text) for example in examples[16:]])
         classifier.close()

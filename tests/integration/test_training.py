@@ -130,7 +130,7 @@ def test_what_a_run_has_finished_is_not_done_again(workshop: Workshop, trained: 
 
     monkeypatch.setattr(sft, "train_adapter", must_not_be_called)
     monkeypatch.setattr(answers, "_answers", must_not_be_called)
-    done = workshop.run("whole", "--force", gate={"least_accuracy": 1.0, "least_agreement": 0.5})
+    done = workshop.run("whole", "--force", gate={"least_accuracy": 1.0, "least_agreement": 0.5}, out_of_scope="pool")
     assert done.exit_code == 0, done.output
     assert "trained   already" in done.output
     model = workshop.directory / "whole"
@@ -138,10 +138,36 @@ def test_what_a_run_has_finished_is_not_done_again(workshop: Workshop, trained: 
     assert {"report.html", "card.md", "report.json", build.ADAPTER_FILE, build.METADATA_FILE} <= {path.name for path in model.iterdir()}
 
 
-def test_training_that_goes_on_from_a_model_begins_with_its_loss(workshop: Workshop) -> None:
+@pytest.fixture
+def published(workshop: Workshop) -> Path:
     model = workshop.directory / "whole"
     if not (model / build.METADATA_FILE).exists():
-        assert workshop.run("whole", "--force").exit_code == 0
+        assert workshop.run("whole", "--force", out_of_scope="pool").exit_code == 0
+    return model
+
+
+def test_calibrating_for_more_queries_out_of_scope_changes_answers_and_says_so(workshop: Workshop, published: Path) -> None:
+    assert build.read_metadata(published)["format"] == 2
+    queries = workshop.directory / "queries.json"
+    rows = json.loads((workshop.directory / "data.json").read_text())
+    queries.write_text(json.dumps([row | {"input": row["input"] + " please"} for row in rows]))
+    before = build.read_metadata(published)["calibration"]["offsets"]["pool"]
+    done = CliRunner().invoke(app, ["calibrate", str(published), "--data", str(queries), "--out-of-scope-share", "0.9"])
+    assert done.exit_code == 0, done.output
+    metadata = build.read_metadata(published)
+    assert metadata["calibration"]["offsets"]["pool"] > before + 1
+    assert "are answered otherwise" in done.output
+    assert set(metadata["evaluation"]) == {"validation"}, "what was measured on the test part holds no more"
+    assert "the queries it was calibrated on" in CliRunner().invoke(app, ["report", str(published)]).output + (
+        published / "report.html"
+    ).read_text(encoding="utf-8")
+    queries.write_text(json.dumps([row for row in json.loads(queries.read_text()) if row["output"] != "pool"]))
+    refused = CliRunner().invoke(app, ["calibrate", str(published), "--data", str(queries), "--confidence", "0.9"])
+    assert "wants queries in scope and out of it" in str(refused.exception)
+
+
+def test_training_that_goes_on_from_a_model_begins_with_its_loss(workshop: Workshop, published: Path) -> None:
+    model = published
     before = build.read_metadata(model)["training"]
     done = workshop.run("onward", "--from", str(model), continuing={"examples": 64})
     assert done.exit_code == 0, done.output

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import yaml
 
@@ -105,6 +106,18 @@ def test_a_gguf_on_this_machine_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "base.gguf").write_text("GGUF")
     assert sourced(tmp_path / "base.gguf").path() == tmp_path / "base.gguf"
     assert sourced(tmp_path / "base.gguf").checkpoint() is None
+
+
+def test_a_base_that_is_another_than_the_model_was_trained_on_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "base.gguf"
+    path.write_bytes(b"GGUF of then")
+    training = {"base": "b", "base_licence": "MIT", "base_source": str(path), "base_sha256": hashlib.sha256(b"GGUF of then").hexdigest()}
+    assert Base.path_recorded_in(training) == path
+    path.write_bytes(b"GGUF of now")
+    with pytest.raises(BaseError, match="is not the base that the model was trained on"):
+        Base.path_recorded_in(training)
+    del training["base_sha256"]
+    assert Base.path_recorded_in(training) == path, "it was not recorded for models of before"
 
 
 def test_a_path_with_nothing_or_no_model_there_is_refused(tmp_path: Path) -> None:

@@ -80,11 +80,11 @@ def test_impossible_values_are_refused(values: tuple[float, float, dict[str, flo
         Calibration(*values)
 
 
-def test_an_offset_moves_the_chance_of_its_label_alone() -> None:
+def test_an_offset_is_added_to_the_score_of_its_label_once_the_temperature_has_divided_it() -> None:
     scores = np.array([[0.0, -1.0, -2.0]])
     calibration = Calibration(2.0, offsets={"car": 1.5})
     moved = calibration.probabilities(scores, ("pool", "car", "hvac"))
-    assert moved == pytest.approx(probabilities(np.array([[0.0, 0.5, -2.0]]), 2.0))
+    assert moved == pytest.approx(probabilities(np.array([[0.0, -0.5 + 1.5, -1.0]]), 1.0))
 
 
 @pytest.mark.parametrize("offset", [float("nan"), float("inf")])

@@ -21,6 +21,8 @@ from trainer.dataset import (
     load_examples,
     part_of,
     split,
+    text_hashes,
+    were_held_out,
     without_copies,
 )
 from trainer.near_duplicates import frames, near_duplicate_clusters, near_duplicates, words
@@ -187,6 +189,21 @@ def test_the_file_that_a_model_has_learnt_from_is_known_again(tmp_path: Path) ->
     assert is_training_file(
         path, {"recipe": {"split": whole}, "data_sha256": {"train": fingerprint(split(load_examples(path), **whole)["train"])}}
     )
+
+
+def test_every_file_that_a_model_has_learnt_from_is_recognised(tmp_path: Path) -> None:
+    data, more, new = (file(tmp_path, f"{name}.csv", f"text,label\n{name} hums,pool\n") for name in ("data", "more", "new"))
+    training = {"learnt_from_sha256": [fingerprint(load_examples(path)) for path in (data, more)]}
+    assert [is_training_file(path, training) for path in (data, more, new)] == [True, True, False]
+
+
+def test_texts_that_were_held_out_are_known_again_by_their_hashes() -> None:
+    parts = split(made_up(60), seed=1, validation=0.2, test=0.2)
+    training = {"held_out": {part: text_hashes(parts[part]) for part in ("validation", "test")}}
+    assert all(were_held_out([*parts["validation"], *parts["test"]], training))
+    assert not any(were_held_out(parts["train"], training))
+    assert were_held_out([Example(f" {parts['test'][0].text.upper()}", "c")], training) == [True], "case and label aside"
+    assert not any(were_held_out(parts["test"], {}))
 
 
 def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:

@@ -69,9 +69,9 @@ def test_metadata_that_is_not_json_is_refused(text: str) -> None:
     assert "is not JSON" in complaint(metadata() | {"pointsman.labels": text})
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_format_version_is_refused(version: object) -> None:
-    assert f"has Pointsman format {version}, this worker reads 1" in complaint(metadata(format=version))
+    assert f"has Pointsman format {version}, this worker reads 1 and 2" in complaint(metadata(format=version))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,8 @@ def test_another_format_version_is_refused(version: object) -> None:
         ("prompt", {"prefix": "", "suffix": ""}, "the prompt has no suffix"),
         ("calibration", {"temperature": 0, "threshold": 0.5}, "temperature"),
         ("calibration", {"temperature": 1, "threshold": 10**400}, "malformed"),
+        ("calibration", {"temperature": 1, "threshold": 0.5, "offsets": {"sea": 1}}, "unknown labels: sea"),
+        ("calibration", {"temperature": 1, "threshold": 0.5, "offsets": {"pool": None}}, "TypeError"),
         ("probes", {"probes": [{"text": "x", "label": "car", "probability": 1}], "tolerance": 0.1}, "unknown labels: car"),
         ("probes", {"probes": []}, "tolerance"),
         ("training", {"name": "x", "version": "y"}, "base"),

@@ -5,6 +5,10 @@ import pytest
 
 from trainer.parity import Parity, compare, complaint
 from trainer.recipe import Gate
+from worker.classifier import ModelCard
+from worker.classifier.calibration import Calibration
+from worker.classifier.labels import Label, LabelSet
+from worker.classifier.prompt import Prompt
 
 
 def test_equal_answers_are_at_parity() -> None:
@@ -35,3 +39,14 @@ def test_what_is_too_unlike_is_said(same: float, mean: float, words: str | None)
 def test_of_few_queries_one_may_be_answered_otherwise() -> None:
     assert complaint(Parity("F16", 11 / 12, 0.01, 0.2, 12), Gate()) is None
     assert complaint(Parity("F16", 10 / 12, 0.01, 0.2, 12), Gate()) is not None
+
+
+def test_labels_are_compared_as_the_worker_gives_them() -> None:
+    """With an offset of 2 the last label comes first in one of these and not in the other."""
+    given, expected = np.log([[0.8, 0.2]]), np.log([[0.9, 0.1]])
+    labels = LabelSet((Label("pool", "", "A"), Label("other", "", "B")), "other")
+    card = ModelCard(
+        labels, Prompt("", " Topic"), Calibration(offsets={"other": 2.0}), (), 0.1, evaluation={}, training={}, name="", version="", base=""
+    )
+    assert compare("F16", given, expected).same_label == 1.0
+    assert compare("F16", given, expected, card).same_label == 0.0

@@ -43,9 +43,22 @@ def test_a_test_file_that_repeats_what_is_trained_on_is_told_of(tmp_path: Path) 
     test.write_text("text,label\nA cat on the roof!,animal\nnothing like it,thing\n")
     said: list[str] = []
     split = {"seed": 7, "validation": 0.15, "test": 0}
-    _, parts = of(recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, test=test, split=split), said.append)
+    parts = of(recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, test=test, split=split), said.append).examples
     assert len(parts["test"]) == 2, "a public test file is measured as it is"
     assert [line for line in said if "1 of 2 examples of" in line and "flatter" in line]
+
+
+def test_copies_and_contradictions_are_not_trained_on_and_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    many = {"animal": [*ANIMALS, "A Cat on the Roof", "moss grows", "fern"], "thing": [*THINGS, "moss grows", "fern", "Fern"]}
+    split = {"seed": 7, "validation": 0, "test": 0}
+    held = tmp_path / "held.csv"
+    held.write_text("text,label\nmy goldfish,animal\nthe doorbell,thing\n")
+    parts = of(recipe(tmp_path, many, validation=held, test=held, split=split), said.append).examples
+    texts = [example.text for example in parts["train"]]
+    assert sorted(texts) == sorted([*ANIMALS, *THINGS, "fern"])
+    assert Example("fern", "thing") in parts["train"], "most rows of that text say so"
+    assert "not trained on: 2 copies, 3 examples whose text has another label too" in "".join(said)
 
 
 def test_examples_of_a_label_are_repeated_as_often_as_is_said() -> None:

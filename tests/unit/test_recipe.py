@@ -83,6 +83,14 @@ def test_several_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert [place for place in ("name", "training.epochs", "typo") if f"\n  {place}: " not in text] == []
 
 
+def test_values_that_do_not_fit_together_are_reported_at_once_too(tmp_path: Path) -> None:
+    labels = {"pool": "", "Pool": "", "car": ""}
+    text = complaint(written(tmp_path, labels=labels, out_of_scope="other", codes={"boat": " X"}, repeat={"sea": 2}, test="test.csv"))
+    assert "5 problem(s)" in text
+    for place in ("labels", "out_of_scope", "codes", "repeat", "split.test"):
+        assert f"\n  {place}: " in text
+
+
 @pytest.mark.parametrize(
     ("content", "what"), [(b"a: [", "is not YAML"), (b"\xff\xfe\xff", "is not YAML"), (b"", "recipe: "), (b"- 1", "recipe: ")]
 )

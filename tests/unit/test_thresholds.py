@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.out_of_scope import counts
 from trainer.recipe import Review
 from trainer.thresholds import NEVER, Answers, Held, calibrate, estimate, guarantee, in_words, least_precision
 from worker.classifier.calibration import Calibration
@@ -119,16 +120,18 @@ def test_the_threshold_is_for_as_many_queries_out_of_scope_as_are_to_come() -> N
     assert more["offsets"]["hvac"] > as_here["offsets"]["hvac"] + 0.5
     given = Calibration(more["temperature"], offsets=more["offsets"]).probabilities(scores, NAMES)
     outside = np.array(truth) == 3
-    counts = np.where(outside, 0.6 / outside.mean(), 0.4 / (~outside).mean())
     routed = (given.argmax(axis=1) != 3) & (given.max(axis=1) >= more["threshold"])
     right = routed & (given.argmax(axis=1) == truth)
-    assert 0.95 <= counts[right].sum() / counts[routed].sum() < 0.96
+    counted = counts(outside, 0.6)
+    assert 0.95 <= counted[right].sum() / counted[routed].sum() < 0.96
     assert routed.mean() > 0.05
 
 
-def test_without_a_label_for_out_of_scope_nothing_is_offset() -> None:
+def test_nothing_is_offset_without_a_label_for_out_of_scope_or_without_queries_of_both_kinds() -> None:
     scores, truth = scored(500)
     assert "offsets" not in calibrate(scores, truth, NAMES, None, Review())
+    assert "offsets" not in calibrate(scores, [label % 3 for label in truth], NAMES, "hvac", Review())
+    assert "offsets" not in calibrate(scores, [3] * 500, NAMES, "hvac", Review())
 
 
 def test_with_a_confidence_the_thresholds_are_those_tested_and_out_of_scope_has_none() -> None:

@@ -2,7 +2,7 @@
 
 Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks"): one number, fitted on
 held-out data, divides the log-probabilities before they are normalised again. It never changes which label
-comes first; an offset, which a label's log-probability may get before, does.
+comes first; an offset, which a label's log odds may get besides, does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Calibration:
     threshold: float = 0.0
     thresholds: Mapping[str, float] = field(default_factory=dict)
     offsets: Mapping[str, float] = field(default_factory=dict)
-    """What is added to the log-probability of a label, before the temperature divides it."""
+    """What is added to the score of a label, once the temperature has divided it."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -32,7 +32,6 @@ class Calibration:
         for name, value in (("default", self.threshold), *self.thresholds.items()):
             if not 0 <= value <= 1:
                 raise ValueError(f"threshold of {name!r} must lie between 0 and 1, got {value}")
-
         for name, value in self.offsets.items():
             if not np.isfinite(value):
                 raise ValueError(f"offset of {name!r} must be a number, got {value}")
@@ -42,7 +41,8 @@ class Calibration:
 
     def probabilities(self, log_probs: Floats, names: Sequence[str]) -> Floats:
         """What the model believes of each query, by what it answered, both of shape (queries, labels)."""
-        return probabilities(log_probs + np.array([self.offsets.get(name, 0.0) for name in names]), self.temperature)
+        offsets = np.array([self.offsets.get(name, 0.0) for name in names])
+        return probabilities(log_probs / self.temperature + offsets, 1.0)
 
     def sure(self, label: str, confidence: float) -> bool:
         """Whether the label may be acted on with this confidence. It never may if that is NaN."""

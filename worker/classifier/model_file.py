@@ -1,7 +1,7 @@
 """The self-describing GGUF: read and check the Pointsman metadata that a model file carries.
 
 Labels, prompt, calibration and self-check travel in the file with the weights, so they cannot drift apart.
-The format is a table of string keys, each holding JSON; `FORMAT` is its version.
+The format is a table of string keys, each holding JSON; its version is one of `FORMATS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from worker.classifier.kernels import load_kernels
 from worker.classifier.labels import Label, LabelSet
 from worker.classifier.prompt import Prompt
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""The second has `offsets` in its calibration, without which its temperature and thresholds are wrong."""
 _FORMAT_NAMES: dict[str, str] = {
     str(value): name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
     for name, value in vars(llama_cpp).items()
@@ -30,6 +31,11 @@ _FORMAT_NAMES: dict[str, str] = {
 }
 """By the value of `general.file_type`."""
 KEYS = ("format", "labels", "prompt", "calibration", "evaluation", "probes", "training")
+
+
+def format_of(calibration: Mapping[str, Any]) -> int:
+    """The first that can say this calibration, so that workers read it that know no other."""
+    return 2 if calibration.get("offsets") else 1
 
 
 class ModelFileError(Exception):
@@ -83,9 +89,10 @@ def parse_card(metadata: Mapping[str, str], source: str) -> ModelCard:
         values = {key: json.loads(metadata[f"pointsman.{key}"]) for key in KEYS}
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{source}: Pointsman metadata is not JSON ({error}). Build it again.") from error
-    if values["format"] != FORMAT:
+    if values["format"] not in FORMATS:
         raise ModelFileError(
-            f"{source} has Pointsman format {values['format']}, this worker reads {FORMAT}. Use the trainer of the same release."
+            f"{source} has Pointsman format {values['format']}, this worker reads {' and '.join(map(str, FORMATS))}. "
+            "Use the trainer of the same release."
         )
     try:
         return _card(values)
@@ -105,6 +112,9 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
     if not values["prompt"]["suffix"]:
         raise ValueError("the prompt has no suffix: a query needs a token after it, at which the model answers")
     calibration = values["calibration"]
+    offsets = {str(name): float(offset) for name, offset in calibration.get("offsets", {}).items()}
+    if strangers := sorted(set(offsets) - set(labels.names)):
+        raise ValueError(f"offsets name unknown labels: {', '.join(strangers)}")
     return ModelCard(
         labels=labels,
         prompt=Prompt(str(values["prompt"]["prefix"]), str(values["prompt"]["suffix"])),
@@ -112,7 +122,7 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
             float(calibration["temperature"]),
             float(calibration["threshold"]),
             dict(calibration.get("thresholds", {})),
-            {str(name): float(offset) for name, offset in calibration.get("offsets", {}).items()},
+            offsets,
         ),
         probes=probes,
         probe_tolerance=float(values["probes"]["tolerance"]),

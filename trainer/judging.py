@@ -1,0 +1,100 @@
+"""What a new model is held against before it is published: the network that was trained, and the model that it would replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer import build, dataset, evaluate, gate, parity, publish
+from trainer.answers import Answers, prompt_hash
+from trainer.dataset import Example
+from trainer.recipe import Recipe, RecipeError
+from trainer.terminal import Progress
+from worker.classifier.calibration import Floats
+from worker.classifier.labels import agreement
+from worker.classifier.model_file import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The model that a new one would replace."""
+
+    labels: Sequence[str]
+    test: Sequence[Example]
+    """What both are compared on: the examples of the test part that this one was not trained on, as far as it tells."""
+    answers: Sequence[str]
+    """What it says to them."""
+
+
+def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callable[[str], None], progress: Progress) -> Published | None:
+    """Asked before training, which takes long: a model that cannot be compared with is better known before.
+
+    Raises:
+        RecipeError: there is a published model, and nothing to compare it on.
+    """
+    path = build.model_file_of(recipe.output)
+    if not path.is_file() and publish.version_in_place(recipe.output) is None:
+        return None
+    if not test:
+        if force:
+            return None
+        raise RecipeError(f"without a test split no model can be compared with {path}: set split.test or test, or give --force")
+    classifier = publish.open_model(recipe.output, lambda *done: progress("building the present model", *done))
+    decided = evaluate.decide(classifier, test, lambda done: progress("asking the present model", done, len(test)))
+    answers = [decision.label for decision in decided]
+    card = classifier.card
+    classifier.close()
+    accuracy = agreement(answers, [example.label for example in test])
+    say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
+    data = card.training.get("data_sha256")
+    if not isinstance(data, dict) or data.get("test") == dataset.fingerprint(test):
+        return Published(card.labels.names, test, answers)
+    kept = [row for row, held in enumerate(dataset.were_held_out(test, card.training)) if held]
+    if not kept:
+        say("          its own test split was another: it may have been trained on some of these examples")
+        return Published(card.labels.names, test, answers)
+    say(f"          the two are compared on the {len(kept)} of {len(test)} test examples that were held out when it was trained")
+    return Published(card.labels.names, [test[row] for row in kept], [answers[row] for row in kept])
+
+
+def unlike_the_network(
+    recipe: Recipe, card: ModelCard, served: Answers, prompts: Sequence[Sequence[int]], trained: Floats, say: Callable[[str], None]
+) -> str | None:
+    """What is wrong with the GGUF as the form of what was trained; None if nothing.
+
+    Queries that training cut shorter than the worker does are other queries to it, so they are passed over.
+
+    Args:
+        served: what the GGUF answers to the validation part.
+        prompts: token ids of its queries in training.
+        trained: the network's log-probabilities of them, shape (queries, labels).
+    """
+    alike = served.prompts == np.array([prompt_hash(ids) for ids in prompts], dtype=np.uint64)
+    whole = served.lengths < recipe.training.max_query_tokens
+    if other := int((whole & ~alike).sum()):
+        return f"{other} queries of the validation split have other token ids in the GGUF than they had in training"
+    if not alike.any():
+        return (
+            f"network and GGUF cannot be compared: all queries of the validation split are longer than training.max_query_tokens "
+            f"({recipe.training.max_query_tokens}), so the model has learnt from beginnings and ends; raise it"
+        )
+    found = parity.compare("the trained network", trained[alike], served.scores[alike], card)
+    say(f"parity    network and GGUF: {found.same_label:.1%} same label, probabilities {found.mean_difference:.4f} apart on average")
+    return parity.complaint(found, recipe.gate)
+
+
+def judge(recipe: Recipe, card: ModelCard, answers: Answers | None, present: Published | None, test: Sequence[Example]) -> gate.Verdict:
+    """Whether the new model may be published.
+
+    Args:
+        answers: the new model's to the test part; None if there is none.
+    """
+    given = [decision.label for decision in answers.decisions(card)] if answers else []
+    if present is None:
+        return gate.first(given, test, recipe.gate)
+    by_example = dict(zip(test, given, strict=True))
+    return gate.compare(
+        present.answers, [by_example[each] for each in present.test], present.test, present.labels, card.labels.names, recipe.gate
+    )
