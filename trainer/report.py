@@ -27,6 +27,7 @@ def render(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     return page.render(
         training=metadata["training"],
         calibration=metadata["calibration"],
+        prompt=metadata["prompt"],
         names=names,
         out_of_scope=metadata["labels"].get("out_of_scope"),
         record=record,

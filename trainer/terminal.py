@@ -51,22 +51,31 @@ def steps() -> Iterator[Progress]:
     """
     with progress() as bars:
         task, step, said, tenth = bars.add_task(""), "", _clock(), 0
+        began, skipped = said, 0
 
         def tell(what: str, done: int, total: int | None) -> None:
-            nonlocal task, step, said, tenth
+            nonlocal task, step, said, tenth, began, skipped
             begins = what.partition(",")[0] != step
             if begins:
                 step, tenth = what.partition(",")[0], 0
+                began, skipped = _clock(), done
                 bars.remove_task(task)
                 task = bars.add_task(what, total=total)
             bars.update(task, description=what, completed=done, total=total)
             now, reached = _clock(), 10 * done // total if total else 0
             due = now - said > (_SAY_AT_MOST_EVERY_S if reached > tenth else _SAY_EVERY_S)
             if not console.is_terminal and (due or (begins and total is None)):
-                console.print(f"          {what}" + (f", {done} of {total}" if total else ""), markup=False, soft_wrap=True)
+                much = f", {done} of {total}{_left(now - began, done - skipped, total - done)}" if total else ""
+                console.print(f"          {what}{much}", markup=False, soft_wrap=True)
                 said, tenth = now, reached
 
         yield tell
+
+
+def _left(seconds: float, done: int, to_do: int) -> str:
+    """In words, from two minutes on: what remains takes as long as what was done."""
+    minutes = seconds * to_do / done / 60 if done > 0 else 0.0
+    return f", about {minutes:.0f} minutes left" if minutes >= 2 else ""
 
 
 def peak_memory_gb() -> float:

@@ -12,6 +12,7 @@ from trainer import build, dataset, parity, sft
 from trainer.network import from_gguf, log_probabilities
 from trainer.parts import Parts
 from trainer.recipe import Gate, Training, load_recipe
+from trainer.terminal import REFUSED
 from worker.classifier import Classifier
 
 RECIPE = load_recipe(Path(__file__).parents[2] / "trainer/recipes/household-smollm2.yaml")
@@ -66,4 +67,7 @@ def test_other_formats_are_compared_on_a_split(model_file: Path, tmp_path: Path)
     (row,) = report["formats"]
     assert row["form"] == "Q8_0"
     assert 0 < row["mean_difference"] <= row["largest_difference"]
+    refused = command(*where, "--format", "Q4_0", "--json", module="trainer")
+    assert refused.returncode == REFUSED
+    assert "Q4_0 answers unlike the GGUF" in json.loads(refused.stdout)["complaints"][0]
     assert_clear_failure(command(*where, "--format", "Q9", module="trainer"), "there is no format Q9", exit_code=1)

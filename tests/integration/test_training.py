@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
 from tests.integration import tiny
-from tests.support import DATA, ROOT, environment, wait_for
-from trainer import answers, build, publish, sft
+from tests.support import DATA, ROOT, Queue, command, environment, wait_for
+from trainer import answers, build, dataset, publish, sft
 from trainer.cli import app
+from trainer.network import hardware_precision
 from trainer.pipeline import TRAINED_FILE
 from trainer.terminal import REFUSED
+from trainer.watch import Watch
+from worker.classifier.model_file import content_hash
 
 LABELS = ("car", "cooking", "fence", "pool")
 TRAINING = {
@@ -92,11 +96,74 @@ def test_training_that_gets_no_better_ends_before_its_last_epoch(workshop: Works
     assert training["steps"] == steps[-1]
 
 
-def test_a_run_says_what_it_took_and_leaves_a_report(trained: Path) -> None:
+def test_a_run_begins_anew_where_what_it_depends_on_has_changed(workshop: Workshop) -> None:
+    assert workshop.run("changed", training=TRAINING | {"epochs": 1}, **UNREACHABLE).exit_code == REFUSED
+    other = workshop.directory / "other.json"
+    rows = json.loads((workshop.directory / "data.json").read_text())
+    other.write_text(json.dumps([row | {"input": row["input"] + " please"} for row in rows]))
+    done = workshop.run("changed", data=str(other), training=TRAINING | {"epochs": 1, "weight_decay": 0.5}, **UNREACHABLE)
+    assert done.exit_code == REFUSED, done.output
+    assert "begins    anew: the training settings, the data, labels or prompt changed since" in done.output
+    assert "trained   already" not in done.output
+
+
+def test_batches_hold_queries_of_like_lengths_in_an_order_of_their_epoch() -> None:
+    lengths = random.Random(1).choices(range(4, 60), k=400)
+    epochs = [[*sft._ByLength(8, lengths, 7, lambda epoch=epoch: epoch)] for epoch in (0, 0, 1)]  # type: ignore[misc]
+    assert epochs[0] == epochs[1] != epochs[2]
+    assert sorted(epochs[0]) == list(range(400))
+
+    def computed(order: list[int]) -> int:
+        return sum(8 * max(lengths[row] for row in order[start : start + 8]) for start in range(0, 400, 8))
+
+    assert computed(epochs[0]) < 0.75 * computed(list(range(400)))
+
+
+def test_the_gradient_of_a_batch_in_pieces_is_that_of_the_whole(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep_the_first(_: Watch, _args: Any, _state: Any, _control: Any, model: Any = None, **_kwargs: Any) -> None:
+        gradients.setdefault(
+            sft.TOKENS_AT_ONCE, {name: weights.grad.clone() for name, weights in model.named_parameters() if weights.grad is not None}
+        )
+
+    monkeypatch.setattr(Watch, "on_pre_optimizer_step", keep_the_first)
+    for tokens in (48, 100_000):
+        monkeypatch.setattr(sft, "TOKENS_AT_ONCE", tokens)
+        settings = TRAINING | {"epochs": 1, "token_dropout": 0.0, "evaluations_per_epoch": 1}
+        assert workshop.run(f"pieces-{tokens}", training=settings, **UNREACHABLE).exit_code == REFUSED
+    pieces, whole = gradients[48], gradients[100_000]
+    assert any(gradient.abs().max() > 0 for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_corrections_that_were_harvested_are_trained_on(workshop: Workshop, queue: Queue, redis_url: str) -> None:
+    corrections = workshop.directory / "corrections.json"
+    queue.redis.xadd(f"{queue.namespace}:corrections", {"id": "1", "text": "a heron stands in the shallow end again", "label": "pool"})
+    where = ("--redis-url", redis_url, "--namespace", queue.namespace, "--output", corrections)
+    assert command("harvest", *where, module="trainer").returncode == 0
+    settings = TRAINING | {"epochs": 1, "evaluations_per_epoch": 1}
+    assert workshop.run("before", training=settings, **UNREACHABLE).exit_code == REFUSED
+    assert workshop.run("after", train_only=[str(corrections)], training=settings, **UNREACHABLE).exit_code == REFUSED
+    before, after = (build.read_metadata(workshop.directory / name / publish.CANDIDATE)["training"] for name in ("before", "after"))
+    assert after["data_rows"]["train"] == before["data_rows"]["train"] + 1
+    assert after["data_sha256"]["test"] == before["data_sha256"]["test"], "both are measured on the same"
+    assert after["files"]["train_only"] == ["corrections.json"]
+    assert dataset.is_training_file(corrections, after)
+    assert not dataset.is_training_file(corrections, before)
+
+
+def test_a_run_says_what_it_took_of_what_it_was_made_and_leaves_a_report(workshop: Workshop, trained: Path) -> None:
     training = build.read_metadata(trained)["training"]
     assert 0.2 < training["peak_memory_gb"] < 8
     assert training["minutes"] > 0
-    assert training["precision"] in ("bfloat16", "float32")
+    assert training["precision"] == str(hardware_precision()).removeprefix("torch.")
+    assert training["base_sha256"] == content_hash(workshop.directory / tiny.PACKAGE / tiny.FILE)
+    assert set(training["data_sha256"]) == set(training["data_rows"]) == {"train", "validation", "test"}
+    assert {"torch", "transformers", "trl", "peft", "llama-cpp-python", "python"} <= set(training["versions"])
+    assert training["recipe"]["training"]["seed"] == 0
+    assert training["recipe"]["split"]["seed"] == 1
     assert f"{training['peak_memory_gb']} GB" in (trained / "card.md").read_text()
     assert training["weights"]["taken"] in (trained / "report.html").read_text()
     assert json.loads((trained / "report.json").read_text())["version"] == training["version"]

@@ -1,4 +1,4 @@
-"""How answers of an untuned model are judged; it is asked for real in integration."""
+"""How answers of an untuned model are judged; tests/integration/test_baseline.py asks it for real."""
 
 from __future__ import annotations
 

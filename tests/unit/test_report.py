@@ -64,6 +64,7 @@ def made_up(n_labels: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
             "labels": [{"name": name, "description": "this | that", "code": f" {name}"} for name in names],
             "out_of_scope": "other",
         },
+        "prompt": {"prefix": "<|begin|>", "suffix": " Topic"},
         "calibration": {"temperature": 0.77, "threshold": 0.6123, "thresholds": {names[1]: 1.0}},
         "evaluation": {"test": evaluation},
         "training": {
@@ -186,6 +187,21 @@ def test_the_page_and_the_card_show_what_is_routed_of_each_label_with_its_bound(
     text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
     assert "Least sure of what is routed: label 0 (93.6 % of 47 right, at 95 % confidence at least 84.2 %)" in text
     assert "Guaranteed" not in text
+
+
+def test_the_page_and_the_card_tell_the_offset_the_share_and_what_was_resolved() -> None:
+    metadata, record = made_up()
+    metadata["calibration"]["offsets"] = {"other": 3.6037}
+    metadata["training"] |= {"base_sha256": "b" * 64, "continues": "0123456789ab", "files": {"data": ["mine.csv"]}}
+    metadata["training"]["recipe"] |= {
+        "review": {"precision": 0.98, "out_of_scope_share": 0.2}, "gate": {"alpha": 0.05, "least_accuracy": None}, "repeat": {"other": 10},
+    }  # fmt: skip
+    page = report.render(metadata, record)
+    told = ("3.6037", "b" * 64, "0123456789ab", "mine.csv", "out of scope share 0.2", "alpha 0.05, least accuracy none", "other 10")
+    assert [each for each in told if each not in page] == []
+    text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
+    assert "offset of other 3.6037" in text
+    assert "with 20.0 % of the queries to come out of scope" in text
 
 
 def test_a_guarantee_is_told_with_its_condition() -> None:

@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import TimeRemainingColumn
 
 from trainer import terminal
 from worker.terminal import safe
@@ -54,7 +55,21 @@ def test_a_very_slow_step_is_heard_of_every_thirty_seconds(clock: HandClock, lin
         for done in range(9):
             clock.now += 11
             tell("classifying", done, 1000)
-    assert [line.split(", ")[-1] for line in lines.getvalue().splitlines() if line.strip()] == ["2 of 1000", "5 of 1000", "8 of 1000"]
+    assert [line.split(", ")[1] for line in lines.getvalue().splitlines() if line.strip()] == ["2 of 1000", "5 of 1000", "8 of 1000"]
+
+
+def test_a_long_step_says_how_long_it_will_take_by_what_it_has_done_itself(clock: HandClock, lines: io.StringIO) -> None:
+    with terminal.steps() as tell:
+        tell("loading", 5, 5)
+        for done in (400, 420, 440):
+            clock.now += 60
+            tell("training, loss 1.2", done, 1000)
+    (first, second) = (line.split(", ", 2)[2] for line in lines.getvalue().splitlines() if "left" in line)
+    assert (first, second) == ("420 of 1000, about 29 minutes left", "440 of 1000, about 28 minutes left")
+
+
+def test_a_bar_shows_the_time_that_is_left() -> None:
+    assert any(isinstance(column, TimeRemainingColumn) for column in terminal.progress().columns)
 
 
 def test_a_step_of_unknown_length_is_named_when_it_begins(clock: HandClock, lines: io.StringIO) -> None:
