@@ -11,6 +11,7 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE = 64, 4, 2, 16
 SHAPE = {
@@ -70,6 +71,18 @@ def write_small_sentencepiece(directory: Path) -> int:
     )
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}))
     return int(sentencepiece.SentencePieceProcessor(str(directory / "tokenizer.model")).vocab_size())
+
+
+def write_qwens_own(directory: Path) -> int:
+    """Qwen3's vocabulary, all of it; the rows of its embedding."""
+    from tests import qwen  # for which a package is needed that only tests have
+
+    directory.mkdir(parents=True, exist_ok=True)
+    converter = TikTokenConverter(str(qwen.RANKS), qwen.SPLIT, extra_special_tokens=list(qwen.SPECIAL))
+    converter.converted().save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return qwen.SIZE
 
 
 def write_small_bpe(directory: Path) -> int:

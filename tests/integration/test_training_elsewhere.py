@@ -17,7 +17,7 @@ import transformers
 
 from tests.integration.tiny_training import CODES, examples
 from tests.support import ROOT
-from tests.tiny_checkpoints import checkpoint, write_small_bpe
+from tests.tiny_checkpoints import checkpoint, write_qwens_own, write_small_bpe
 from trainer import parity
 from trainer.build import Adapter, read_adapter
 from trainer.network import log_probabilities
@@ -72,7 +72,8 @@ def assert_learnt(found: dict[str, Any], base: Path, adapter: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed: see docs/training.md, On a GPU")
-def test_unsloth_trains_the_network_that_the_adapter_makes_of_the_base(base: Path, tmp_path: Path) -> None:
+def test_unsloth_trains_the_network_that_the_adapter_makes_of_the_base(tmp_path: Path) -> None:
+    base = checkpoint("qwen3", tmp_path / "base", write_qwens_own)
     found = train(base, tmp_path, UNSLOTH_ALLOW_CPU="1", UNSLOTH_COMPILE_DISABLE="1", TORCHDYNAMO_DISABLE="1")
     assert found["unsloth"]
     assert found["steps"] == 24

