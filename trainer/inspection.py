@@ -137,24 +137,16 @@ def find_copies(rows: Sequence[Row], against: Mapping[str, Sequence[Row]]) -> Co
     """Duplicates, contradictions and leaks. Texts are the same if the worker sees no difference but that of case."""
     places = [_place(row) for row in rows]
     others = [_place(row, file) for file, found in against.items() for row in found]
-    first: dict[str, Place] = {}
-    """By text, the first place in the data that has it."""
-    first_of_label: dict[tuple[str, str], Place] = {}
     first_elsewhere: dict[str, Place] = {}
-    copies = Copies([], [], [], [])
     for place in others:
         first_elsewhere.setdefault(_key(place.text), place)
-    for place in places:
-        key = _key(place.text)
-        earlier = first_of_label.setdefault((key, place.label), place)
-        if earlier is not place:
-            copies.duplicates.append(Pair(earlier, place, exact=True))
-        elif first.setdefault(key, place) is not place:
-            copies.contradictions.append(Pair(first[key], place, exact=True))
-
+    copies = exact_copies(rows)
+    first: dict[str, Place] = {}
+    """By text, the first place in the data that has it."""
     labels: dict[str, set[str]] = defaultdict(set)
-    for key, label in first_of_label:
-        labels[key].add(label)
+    for place in places:
+        first.setdefault(_key(place.text), place)
+        labels[_key(place.text)].add(place.label)
     near_elsewhere: dict[str, Place] = {}
     texts = [*first_elsewhere.values(), *first.values()]
     for left, right in near_duplicates([place.text for place in texts]):
@@ -173,6 +165,21 @@ def find_copies(rows: Sequence[Row], against: Mapping[str, Sequence[Row]]) -> Co
             copies.leaks.append(Pair(place, first_elsewhere[key], exact=True))
         elif key in near_elsewhere:
             copies.leaks.append(Pair(place, near_elsewhere[key], exact=False))
+    return copies
+
+
+def exact_copies(rows: Sequence[Row]) -> Copies:
+    """Duplicates and contradictions of the same text alone, in one pass: nothing is compared with what is nearly it."""
+    first: dict[str, Place] = {}
+    first_of_label: dict[tuple[str, str], Place] = {}
+    copies = Copies([], [], [], [])
+    for place in map(_place, rows):
+        key = _key(place.text)
+        earlier = first_of_label.setdefault((key, place.label), place)
+        if earlier is not place:
+            copies.duplicates.append(Pair(earlier, place, exact=True))
+        elif first.setdefault(key, place) is not place:
+            copies.contradictions.append(Pair(first[key], place, exact=True))
     return copies
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class Parts:
     recipe: Recipe
     """With the labels of the data, where it listed none."""
     examples: dict[Part, list[Example]]
+    again: list[Example]
+    """What an epoch of training shows besides: examples of `data` whose label is repeated, each as often as it is shown more than once."""
     learnt_from_sha256: tuple[str, ...]
     """Fingerprints of the files that are trained on, `data` with the parts cut from it."""
 
@@ -61,13 +63,15 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
         parts["train"] = [example for file in learnt for example in file]
     if not parts["train"]:
         raise DataError(f"no example of {recipe.data} is left to train on: the parts that are held out take all")
-    return Parts(recipe, parts, tuple(dataset.fingerprint(each) for each in (examples, *further)))
+    of_data = set(learnt[0])
+    again = [example for example in parts["train"] if example in of_data for _ in range(recipe.repeat.get(example.label, 1) - 1)]
+    return Parts(recipe, parts, again, tuple(dataset.fingerprint(each) for each in (examples, *further)))
 
 
 def _curated(source: Path, examples: Sequence[Example], say: Callable[[str], None]) -> list[Example]:
     """The training examples without copies and contradictions. What is held out is measured with as it is."""
     rows = [Row(number, example, {}) for number, example in enumerate(examples, start=1)]
-    kept, dropped = inspection.clean(rows, inspection.find_copies(rows, {}))
+    kept, dropped = inspection.clean(rows, inspection.exact_copies(rows))
     if dropped:
         kinds = Counter(each.kind for each in dropped)
         say(
@@ -75,11 +79,6 @@ def _curated(source: Path, examples: Sequence[Example], say: Callable[[str], Non
             f"(python -m trainer inspect {source})"
         )
     return [row.example for row in kept]
-
-
-def repeated(examples: Sequence[Example], repeat: Mapping[str, int]) -> list[Example]:
-    """What an epoch of training sees: each example as often as is said of its label, or once."""
-    return [example for example in examples for _ in range(repeat.get(example.label, 1))]
 
 
 def fair_share(files: Sequence[Sequence[Example]], room: int, seed: str) -> list[Example]:

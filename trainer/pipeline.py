@@ -92,7 +92,7 @@ def _run(
     vocabulary = load(base, vocab_only=True)
     codes, answer_ids = _answers(recipe, vocabulary, start)
     tokens = {
-        "train": _tokens(recipe, vocabulary, answer_ids, examples_of.repeated(parts["train"], recipe.repeat)),
+        "train": _tokens(recipe, vocabulary, answer_ids, [*parts["train"], *data.again]),
         "validation": _tokens(recipe, vocabulary, answer_ids, parts["validation"]),
     }
     vocabulary.close()

@@ -170,7 +170,7 @@ class Recipe(_Section):
     """Name -> the single token that the model answers with; labels left out get a word of their name, or a letter."""
     out_of_scope: str | None = None
     repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Name -> how often its training examples are seen in an epoch, where a label has far fewer of them than queries will; else once."""
+    """Name -> how often its examples of `data` are seen in an epoch, where a label has far fewer of them than queries will; else once."""
     prompt: PromptText
     split: Split
     training: Training = Training()

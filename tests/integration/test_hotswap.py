@@ -94,6 +94,8 @@ def test_under_load_a_new_model_takes_over_without_a_gap_and_garbage_does_not(
         load.wait_for_more(20)
         assert shown_versions(worker) == [OLD]
         publish(retrained, model)
+        wait_for(lambda: "opening a new model file" in worker.log, "the new model to be opened")
+        sent = len(load.sent)
         wait_for(lambda: worker.get("/healthz")[0] == 200 and swaps(worker, "swapped") == 1, "the new model to decide")
         load.wait_for_more(20)
         assert shown_versions(worker) == ["retrained"]
@@ -106,6 +108,7 @@ def test_under_load_a_new_model_takes_over_without_a_gap_and_garbage_does_not(
     arrived = queue.arrived()
     versions = [arrived[entry_id][0][1][b"pointsman.model"].decode() for entry_id in load.sent]
     assert [version for version, _ in groupby(versions)] == [OLD, "retrained"]
+    assert versions[sent:].count(OLD) > 0, "queries that came while the new model was opened did not wait for it"
     assert shown_versions(worker) == ["retrained"]
     assert (swaps(worker, "swapped"), swaps(worker, "refused")) == (1, 1)
     metrics = worker.metrics()

@@ -47,7 +47,7 @@ class Workshop:
         data.write_text(json.dumps(random.Random(1).sample(rows, 300)))
         self.recipe: dict[str, Any] = {
             "name": "tiny", "base": base, "data": str(data), "prompt": {"prefix": "<|im_start|>", "suffix": " Topic"},
-            "split": {"seed": 1}, "training": TRAINING,
+            "split": {"seed": 1}, "training": TRAINING, "out_of_scope": "pool",
         }  # fmt: skip
 
     def arguments(self, output: str, *more: str, **changes: Any) -> list[str]:
@@ -96,15 +96,21 @@ def test_training_that_gets_no_better_ends_before_its_last_epoch(workshop: Works
     assert training["steps"] == steps[-1]
 
 
-def test_a_run_begins_anew_where_what_it_depends_on_has_changed(workshop: Workshop) -> None:
-    assert workshop.run("changed", training=TRAINING | {"epochs": 1}, **UNREACHABLE).exit_code == REFUSED
+def test_a_run_begins_anew_where_what_it_depends_on_has_changed(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def run(**changes: Any) -> str:
+        return CliRunner().invoke(app, workshop.arguments("changed", **changes)).output
+
+    monkeypatch.setattr(sft, "train_adapter", cut_off)
+    run()
+    assert "begins    anew" not in run(), "it goes on"
     other = workshop.directory / "other.json"
     rows = json.loads((workshop.directory / "data.json").read_text())
     other.write_text(json.dumps([row | {"input": row["input"] + " please"} for row in rows]))
-    done = workshop.run("changed", data=str(other), training=TRAINING | {"epochs": 1, "weight_decay": 0.5}, **UNREACHABLE)
-    assert done.exit_code == REFUSED, done.output
-    assert "begins    anew: the training settings, the data, labels or prompt changed since" in done.output
-    assert "trained   already" not in done.output
+    said = run(data=str(other), training=TRAINING | {"weight_decay": 0.5})
+    assert "begins    anew: the training settings, the data, labels or prompt changed since" in said
 
 
 def test_batches_hold_queries_of_like_lengths_in_an_order_of_their_epoch() -> None:
@@ -120,33 +126,30 @@ def test_batches_hold_queries_of_like_lengths_in_an_order_of_their_epoch() -> No
 
 
 def test_the_gradient_of_a_batch_in_pieces_is_that_of_the_whole(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    gradients: dict[int, dict[str, torch.Tensor]] = {}
+    found: list[dict[str, torch.Tensor]] = []
 
     def keep_the_first(_: Watch, _args: Any, _state: Any, _control: Any, model: Any = None, **_kwargs: Any) -> None:
-        gradients.setdefault(
-            sft.TOKENS_AT_ONCE, {name: weights.grad.clone() for name, weights in model.named_parameters() if weights.grad is not None}
-        )
+        found.append({name: weights.grad.clone() for name, weights in model.named_parameters() if weights.grad is not None})
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Watch, "on_pre_optimizer_step", keep_the_first)
     for tokens in (48, 100_000):
         monkeypatch.setattr(sft, "TOKENS_AT_ONCE", tokens)
-        settings = TRAINING | {"epochs": 1, "token_dropout": 0.0, "evaluations_per_epoch": 1}
-        assert workshop.run(f"pieces-{tokens}", training=settings, **UNREACHABLE).exit_code == REFUSED
-    pieces, whole = gradients[48], gradients[100_000]
+        CliRunner().invoke(app, workshop.arguments(f"pieces-{tokens}", training=TRAINING | {"token_dropout": 0.0}))
+    pieces, whole = found
     assert any(gradient.abs().max() > 0 for gradient in whole.values())
     for name, gradient in whole.items():
         torch.testing.assert_close(pieces[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_corrections_that_were_harvested_are_trained_on(workshop: Workshop, queue: Queue, redis_url: str) -> None:
+def test_corrections_that_were_harvested_are_trained_on(workshop: Workshop, trained: Path, queue: Queue, redis_url: str) -> None:
     corrections = workshop.directory / "corrections.json"
     queue.redis.xadd(f"{queue.namespace}:corrections", {"id": "1", "text": "a heron stands in the shallow end again", "label": "pool"})
     where = ("--redis-url", redis_url, "--namespace", queue.namespace, "--output", corrections)
     assert command("harvest", *where, module="trainer").returncode == 0
     settings = TRAINING | {"epochs": 1, "evaluations_per_epoch": 1}
-    assert workshop.run("before", training=settings, **UNREACHABLE).exit_code == REFUSED
     assert workshop.run("after", train_only=[str(corrections)], training=settings, **UNREACHABLE).exit_code == REFUSED
-    before, after = (build.read_metadata(workshop.directory / name / publish.CANDIDATE)["training"] for name in ("before", "after"))
+    before, after = (build.read_metadata(each)["training"] for each in (trained, workshop.directory / "after" / publish.CANDIDATE))
     assert after["data_rows"]["train"] == before["data_rows"]["train"] + 1
     assert after["data_sha256"]["test"] == before["data_sha256"]["test"], "both are measured on the same"
     assert after["files"]["train_only"] == ["corrections.json"]
@@ -197,7 +200,7 @@ def test_what_a_run_has_finished_is_not_done_again(workshop: Workshop, trained: 
 
     monkeypatch.setattr(sft, "train_adapter", must_not_be_called)
     monkeypatch.setattr(answers, "_answers", must_not_be_called)
-    done = workshop.run("whole", "--force", gate={"least_accuracy": 1.0, "least_agreement": 0.5}, out_of_scope="pool")
+    done = workshop.run("whole", "--force", gate={"least_accuracy": 1.0, "least_agreement": 0.5})
     assert done.exit_code == 0, done.output
     assert "trained   already" in done.output
     model = workshop.directory / "whole"
@@ -209,7 +212,7 @@ def test_what_a_run_has_finished_is_not_done_again(workshop: Workshop, trained: 
 def published(workshop: Workshop) -> Path:
     model = workshop.directory / "whole"
     if not (model / build.METADATA_FILE).exists():
-        assert workshop.run("whole", "--force", out_of_scope="pool").exit_code == 0
+        assert workshop.run("whole", "--force").exit_code == 0
     return model
 
 

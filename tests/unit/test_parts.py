@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from trainer.dataset import DataError, Example
-from trainer.parts import fair_share, of, repeated
+from trainer.parts import fair_share, of
 from trainer.recipe import Recipe, load_recipe
 
 
@@ -61,9 +62,14 @@ def test_copies_and_contradictions_are_not_trained_on_and_that_is_said(tmp_path:
     assert "not trained on: 2 copies, 3 examples whose text has another label too" in "".join(said)
 
 
-def test_examples_of_a_label_are_repeated_as_often_as_is_said() -> None:
-    animal, thing = Example(ANIMALS[0], "animal"), Example(THINGS[0], "thing")
-    assert repeated([animal, thing], {"thing": 3}) == [animal, thing, thing, thing]
+def test_examples_that_a_label_has_in_the_data_are_shown_as_often_as_is_said(tmp_path: Path) -> None:
+    more = tmp_path / "more.csv"
+    more.write_text("text,label\ncandle burns down,thing\n")
+    parts = of(recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, repeat={"thing": 3}, train_only=more), lambda _: None)
+    things = [example for example in parts.examples["train"] if example.label == "thing"]
+    further = Example("candle burns down", "thing")
+    assert further in things, "once"
+    assert Counter(parts.again) == {example: 2 for example in things if example != further}
 
 
 def test_small_files_are_taken_whole_and_larger_ones_share_what_room_is_left() -> None:
