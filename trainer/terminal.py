@@ -75,7 +75,9 @@ def steps() -> Iterator[Progress]:
 def _left(seconds: float, done: int, to_do: int) -> str:
     """In words, from two minutes on: what remains takes as long as what was done."""
     minutes = seconds * to_do / done / 60 if done > 0 else 0.0
-    return f", about {minutes:.0f} minutes left" if minutes >= 2 else ""
+    if minutes < 2:
+        return ""
+    return f", about {minutes:.0f} minutes left" if minutes < 120 else f", about {minutes / 60:.0f} hours left"
 
 
 def peak_memory_gb() -> float:

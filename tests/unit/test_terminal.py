@@ -68,6 +68,14 @@ def test_a_long_step_says_how_long_it_will_take_by_what_it_has_done_itself(clock
     assert (first, second) == ("420 of 1000, about 29 minutes left", "440 of 1000, about 28 minutes left")
 
 
+def test_a_very_long_step_counts_hours(clock: HandClock, lines: io.StringIO) -> None:
+    with terminal.steps() as tell:
+        for done in range(3):
+            tell("training", done, 1000)
+            clock.now += 40
+    assert lines.getvalue().strip().endswith("2 of 1000, about 11 hours left")
+
+
 def test_a_bar_shows_the_time_that_is_left() -> None:
     assert any(isinstance(column, TimeRemainingColumn) for column in terminal.progress().columns)
 
