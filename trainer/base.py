@@ -69,10 +69,11 @@ class Base(BaseModel):
 
     @classmethod
     def path_recorded_in(cls, training: Mapping[str, str]) -> Path:
-        """The GGUF of a model's base on this machine, the very one that it was trained on where its metadata tell its hash.
+        """The GGUF of a model's base on this machine: the very one that it was trained on where that was a GGUF and its hash is recorded.
 
         Raises:
             BaseError: it cannot be had, or is another.
+            ModelFileError: it is no GGUF.
         """
         base = cls.recorded_in(training)
         path, recorded = base.path(), training.get("base_sha256")

@@ -24,7 +24,7 @@ from trainer.dataset import Example
 from trainer.evaluate import decide, macro_f1
 from worker.classifier import Classifier, ModelCard
 from worker.classifier.labels import agreement
-from worker.classifier.model_file import FORMATS, load
+from worker.classifier.model_file import METADATA_FORMATS, load
 from worker.classifier.prompt import Prompt
 
 Kind = Literal["label", "preamble", "invented"]
@@ -92,7 +92,7 @@ def _constrained(
     card: ModelCard, prompt: Prompt, base: Path, examples: Sequence[Example], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     metadata = {
-        "format": FORMATS[0],
+        "format": METADATA_FORMATS[0],
         "labels": {
             "labels": [{"name": label.name, "description": label.description, "code": label.name} for label in card.labels.labels],
             "out_of_scope": card.labels.out_of_scope,

@@ -199,19 +199,20 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def file_fingerprint(examples: Sequence[Example]) -> str:
+    """The same in whatever order they stand."""
+    return fingerprint(sorted(examples, key=lambda example: (example.text, example.label)))
+
+
 def text_hashes(examples: Sequence[Example]) -> str:
     """Of each text the first 48 bits of its SHA-256, in hexadecimal, one after another: to know it again without keeping it."""
     return "".join(sorted(_text_hash(example) for example in examples))
 
 
-def were_held_out(examples: Sequence[Example], training: Mapping[str, Any]) -> list[bool]:
-    """Of each example, whether the metadata of a model tell that its text was in a held-out part when the model was trained."""
-    recorded = training.get("held_out")
-    held = {
-        hashes[start : start + _HASH_DIGITS]
-        for hashes in (recorded.values() if isinstance(recorded, dict) else ())
-        for start in range(0, len(hashes), _HASH_DIGITS)
-    }
+def were_held_out(examples: Sequence[Example], part: Part, training: Mapping[str, Any]) -> list[bool]:
+    """Of each example, whether the metadata of a model tell that its text was in this part of its data, and not trained on."""
+    hashes = training.get("held_out", {}).get(part, "")
+    held = {hashes[start : start + _HASH_DIGITS] for start in range(0, len(hashes), _HASH_DIGITS)}
     return [_text_hash(example) in held for example in examples]
 
 
@@ -270,12 +271,9 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
 
 
 def is_training_file(path: Path, training: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on examples of this file, as its metadata tells.
-
-    Metadata of before files were recorded tell of parts alone: then whether the file falls into those.
-    """
-    if "learnt_from_sha256" in training:
-        return fingerprint(load_examples(path)) in training["learnt_from_sha256"]
+    """Whether a model was trained on examples of this file: one that its metadata record, or that falls into parts which they record."""
+    if file_fingerprint(load_examples(path)) in training.get("learnt_from_sha256", ()):
+        return True
     recorded = training.get("data_sha256")
     if not isinstance(recorded, dict):
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from trainer.terminal import Progress
 from worker.classifier.calibration import Floats
 from worker.classifier.labels import agreement
 from worker.classifier.model_file import ModelCard
+
+ENOUGH = 0.5
+"""Share of the test part that must have been held out from the published model for a comparison on that alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,9 @@ class Published:
 
 
 def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callable[[str], None], progress: Progress) -> Published | None:
-    """Asked before training, which takes long: a model that cannot be compared with is better known before.
+    """The model in place and its answers to the test part; None if there is none, or it cannot be compared with and that is forced.
+
+    It is asked before training, which takes long: a model that cannot be compared with is better known before.
 
     Raises:
         RecipeError: there is a published model, and nothing to compare it on.
@@ -48,15 +53,21 @@ def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callabl
     classifier.close()
     accuracy = agreement(answers, [example.label for example in test])
     say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
-    data = card.training.get("data_sha256")
-    if not isinstance(data, dict) or data.get("test") == dataset.fingerprint(test):
-        return Published(card.labels.names, test, answers)
-    kept = [row for row, held in enumerate(dataset.were_held_out(test, card.training)) if held]
-    if not kept:
+    kept = _not_learnt(test, card)
+    if len(kept) < ENOUGH * len(test):
         say("          its own test split was another: it may have been trained on some of these examples")
-        return Published(card.labels.names, test, answers)
-    say(f"          the two are compared on the {len(kept)} of {len(test)} test examples that were held out when it was trained")
+        kept = list(range(len(test)))
+    elif len(kept) < len(test):
+        say(f"          the two are compared on the {len(kept)} of {len(test)} test examples that it has not learnt")
     return Published(card.labels.names, [test[row] for row in kept], [answers[row] for row in kept])
+
+
+def _not_learnt(test: Sequence[Example], card: ModelCard) -> list[int]:
+    """The test examples, by their places, that the model of the card is known not to have learnt; of models that recorded nothing all."""
+    if "held_out" in card.training:
+        return [row for row, held in enumerate(dataset.were_held_out(test, "test", card.training)) if held]
+    data = card.training.get("data_sha256")
+    return list(range(len(test))) if not isinstance(data, dict) or data.get("test") == dataset.fingerprint(test) else []
 
 
 def unlike_the_network(
@@ -92,9 +103,12 @@ def judge(recipe: Recipe, card: ModelCard, answers: Answers | None, present: Pub
         answers: the new model's to the test part; None if there is none.
     """
     given = [decision.label for decision in answers.decisions(card)] if answers else []
+    alone = gate.first(given, test, recipe.gate)
     if present is None:
-        return gate.first(given, test, recipe.gate)
-    by_example = dict(zip(test, given, strict=True))
-    return gate.compare(
-        present.answers, [by_example[each] for each in present.test], present.test, present.labels, card.labels.names, recipe.gate
-    )
+        return alone
+    by_example, limits = dict(zip(test, given, strict=True)), recipe.gate.model_copy(update={"least_accuracy": None})
+    new = [by_example[each] for each in present.test]
+    compared = gate.compare(present.answers, new, present.test, present.labels, card.labels.names, limits)
+    if alone.passed:
+        return replace(compared, accuracy=alone.accuracy)
+    return replace(alone, reasons=(*alone.reasons, *compared.reasons), p_worse=compared.p_worse)

@@ -77,7 +77,7 @@ def calibrate(
     out_of_scope_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of the queries to come that belong to no label. Left out: as the recipe says, or as in the file.",
+            help="Share of the queries to come that belong to no label, where that is not the file's.",
             show_default=False,
         ),
     ] = None,
@@ -86,8 +86,6 @@ def calibrate(
     from trainer.recalibrate import recalibrate  # scikit-learn is not needed to build
 
     training = build.read_metadata(model)["training"]
-    if out_of_scope_share is None and confidence is None:
-        out_of_scope_share = training["recipe"].get("review", {}).get("out_of_scope_share")
     review = review_of(precision=precision, confidence=confidence, out_of_scope_share=out_of_scope_share)
     examples = dataset.part_of(data, split, training)
     if split in ("all", "train") and dataset.is_training_file(data, training):

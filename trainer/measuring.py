@@ -189,7 +189,7 @@ def parity_command(
     texts = [example.text for example in dataset.part_of(data, split, card["training"])]
     with console.status("comparing") as status:
         found = list(parity.in_formats(model, texts, forms or parity.FORMATS, lambda form: status.update(f"comparing with {form}")))
-    limits = Gate.model_validate(card["training"]["recipe"].get("gate", {}))
+    limits = Gate.model_validate(card["training"].get("recipe", {}).get("gate", {}))
     complaints = [words for each in found if (words := parity.complaint(each, limits))]
     if as_json:
         print(json.dumps({"n": len(texts), "formats": [asdict(each) for each in found], "complaints": complaints}))

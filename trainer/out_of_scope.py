@@ -20,7 +20,7 @@ from trainer.dataset import DataError, Example
 from worker.classifier.calibration import Floats
 
 SPREAD = 1.0
-"""Standard deviation of the Gaussian prior of the offset, around what the share says: a few queries move it little."""
+"""Standard deviation of the Gaussian prior of the offset, around what the share says: each query moves it by its square at most."""
 LEAST = 10
 """Queries of either kind without which a stated share tells nothing."""
 _TEMPERATURES = (0.2, 10.0)

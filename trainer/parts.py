@@ -24,7 +24,7 @@ class Parts:
     again: list[Example]
     """What an epoch of training shows besides: examples of `data` whose label is repeated, each as often as it is shown more than once."""
     learnt_from_sha256: tuple[str, ...]
-    """Fingerprints of the files that are trained on, `data` with the parts cut from it."""
+    """Fingerprints of the files that are trained on; that of `data` is of all its rows, held out or not."""
 
 
 def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = None) -> Parts:
@@ -63,9 +63,11 @@ def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = N
         parts["train"] = [example for file in learnt for example in file]
     if not parts["train"]:
         raise DataError(f"no example of {recipe.data} is left to train on: the parts that are held out take all")
-    of_data = set(learnt[0])
-    again = [example for example in parts["train"] if example in of_data for _ in range(recipe.repeat.get(example.label, 1) - 1)]
-    return Parts(recipe, parts, again, tuple(dataset.fingerprint(each) for each in (examples, *further)))
+    if absent := sorted(set(recipe.labels) - {example.label for example in parts["train"]}):
+        say(f"data      no example of {', '.join(absent)} is trained on: the model will hardly give these labels")
+    of_data = {id(example) for example in learnt[0]}
+    again = [example for example in parts["train"] if id(example) in of_data for _ in range(recipe.repeat.get(example.label, 1) - 1)]
+    return Parts(recipe, parts, again, tuple(dataset.file_fingerprint(each) for each in (examples, *further)))
 
 
 def _curated(source: Path, examples: Sequence[Example], say: Callable[[str], None]) -> list[Example]:

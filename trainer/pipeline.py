@@ -26,7 +26,7 @@ from trainer.registry import Judgement
 from trainer.terminal import Progress, peak_memory_gb
 from trainer.warm_start import Start
 from worker.classifier import Decision
-from worker.classifier.model_file import FORMATS, LoadedModel, ModelCard, content_hash, format_of, load, parse_card
+from worker.classifier.model_file import METADATA_FORMATS, LoadedModel, ModelCard, content_hash, format_of, load, parse_card
 from worker.classifier.prompt import encode_query
 
 PROBE_TOLERANCE = 0.1
@@ -108,7 +108,7 @@ def _run(
     trained = time.monotonic()
     metadata = _metadata(recipe, codes, data, base, log)
     if start is not None:
-        metadata["training"]["continues"] = start.version
+        metadata["training"] |= _inherited(start, data)
     held_out: dict[str, list[Example]] = {part: parts[part] for part in HELD_OUT if parts[part]}
     answers = ask(base, directory, metadata, held_out, progress)
     metadata = _measure(recipe, metadata, held_out, answers, directory, say)
@@ -192,8 +192,7 @@ def _train(
 def _say_seen(start: Start, parts: Mapping[dataset.Part, Sequence[Example]], say: Say) -> None:
     """Data that has grown is split anew, so the model that training goes on from may have learnt what is now held out."""
     for part in HELD_OUT:
-        then = start.data_sha256.get(part)
-        if then is not None and parts[part] and then != dataset.fingerprint(parts[part]):
+        if parts[part] and not all(start.has_held_out(parts[part], part)):
             say(f"          {start.version} had another {part} part: it may have learnt some of these examples")
 
 
@@ -255,7 +254,7 @@ def _tokens(recipe: Recipe, vocabulary: LoadedModel, answer_ids: Sequence[list[i
 def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log: Any) -> dict[str, Any]:
     parts = data.examples
     return {
-        "format": FORMATS[0],
+        "format": METADATA_FORMATS[0],
         "labels": {
             "labels": [
                 {"name": name, "description": description, "code": code}
@@ -288,6 +287,20 @@ def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log
             "versions": log.versions | {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+    }
+
+
+def _inherited(start: Start, data: Parts) -> dict[str, Any]:
+    """What is to be recorded otherwise where training went on from a model: it has learnt what that one had."""
+    before = start.training.get("learnt_from_sha256", ())
+    held = {
+        part: [example for example, kept in zip(data.examples[part], start.has_held_out(data.examples[part], part), strict=True) if kept]
+        for part in HELD_OUT
+    }
+    return {
+        "continues": start.version,
+        "learnt_from_sha256": list(dict.fromkeys([*before, *data.learnt_from_sha256])),
+        "held_out": {part: dataset.text_hashes(examples) for part, examples in held.items()},
     }
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer import build, dataset, evaluate, out_of_scope, publish, registry, thresholds
 from trainer.base import Base
 from trainer.dataset import DataError, Example
 from trainer.files import write_json
 from trainer.pipeline import choose_probes
-from trainer.recipe import Review
+from trainer.recipe import Gate, Review
 from trainer.registry import Judgement, PublishError, Version
 from worker.classifier import Classifier
 from worker.classifier.calibration import Calibration
@@ -30,7 +32,7 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
 
     Raises:
         PublishError: an unpublished candidate is in the way, or publishing fails.
-        DataError, BuildError, RecipeError, ModelFileError: the data does not fit, or the model cannot be used or built.
+        DataError, BaseError, BuildError, RecipeError, ModelFileError: the data does not fit, or the model cannot be used or built.
     """
     candidate = directory / publish.CANDIDATE
     if candidate.exists():
@@ -39,6 +41,8 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
     names = [label["name"] for label in metadata["labels"]["labels"]]
     outsider = metadata["labels"]["out_of_scope"]
     dataset.check_labels(examples, names)
+    if metadata["calibration"].get("offsets") and len({example.label == outsider for example in examples}) < 2:
+        raise DataError(f"the model has an offset of {outsider}, which wants queries in scope and out of it: give both")
     out_of_scope.check(examples, outsider, review.out_of_scope_share)
     classifier = publish.open_model(directory)
     scores, before = classifier.log_probabilities([classifier.encode(example.text) for example in examples]), classifier.card.calibration
@@ -46,23 +50,26 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
     truth = [names.index(example.label) for example in examples]
     calibration = thresholds.calibrate(scores, truth, names, outsider, review)
     if before.offsets and "offsets" not in calibration:
-        raise DataError(f"the model has an offset of {outsider}, which wants queries in scope and out of it: give both")
+        raise DataError(f"a fourth of these queries, by which the offset of {outsider} would be fitted, is all of one kind: give more")
     reason = f"calibrated anew on {len(examples)} queries of {source}"
     say(f"calibrate on {len(examples)} queries of {source}: {thresholds.in_words(calibration)}")
     after = Calibration(calibration["temperature"], offsets=calibration.get("offsets", {}))
     was, now = (each.probabilities(scores, names).argmax(axis=1) for each in (before, after))
-    if changed := int((was != now).sum()):
-        reason += (
-            f"; {changed} are answered otherwise, accuracy on them {(was == truth).mean():.4f} before and {(now == truth).mean():.4f} now"
-        )
-        say(f"          {reason}; what was measured on the test part holds no more: python -m trainer report {directory} --data FILE")
+    changed = int((was != now).sum())
+    counted = out_of_scope.counts(np.array([example.label == outsider for example in examples]), review.out_of_scope_share)
+    accuracy = [float(np.average(answers == truth, weights=counted)) for answers in (was, now)]
+    if changed:
+        weighed = "" if review.out_of_scope_share is None else ", weighed by that share,"
+        reason += f"; {changed} of them are answered otherwise, accuracy on all{weighed} {accuracy[0]:.4f} before and {accuracy[1]:.4f} now"
+        say(f"          {reason}")
+        say(f"          what was measured on the test part holds no more: python -m trainer report {directory} --data FILE --split test")
 
     candidate.mkdir()
     try:
         shutil.copy2(directory / build.ADAPTER_FILE, candidate / build.ADAPTER_FILE)
         metadata |= {"calibration": calibration, "format": format_of(calibration)}
-        _write(directory, candidate, metadata, examples, review, same_answers=before.offsets == after.offsets)
-        return publish.publish(directory, Judgement(passed=True, reasons=(reason,)))
+        _write(directory, candidate, metadata, examples, review, same_answers=not changed)
+        return publish.publish(directory, Judgement(passed=accuracy[1] >= accuracy[0] - Gate().accuracy_drop, reasons=(reason,)))
     finally:
         shutil.rmtree(candidate, ignore_errors=True)
 

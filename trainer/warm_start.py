@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainer import build, publish
 from trainer.base import Base
 from trainer.build import Adapter
+from trainer.dataset import Example, Part, fingerprint, were_held_out
 from trainer.recipe import Recipe, RecipeError, Training
 
 
@@ -19,8 +21,15 @@ class Start:
     version: str
     codes: Mapping[str, str]
     """What it answers with, by label: it should go on doing so."""
-    data_sha256: Mapping[str, str]
-    """Of each part that it was trained and measured with, where that is recorded."""
+    training: Mapping[str, Any]
+    """What its metadata tell of its training."""
+
+    def has_held_out(self, examples: Sequence[Example], part: Part) -> list[bool]:
+        """Of each, whether it is known not to have learnt it: of models that recorded no texts, all if their part was the same."""
+        if "held_out" in self.training:
+            return were_held_out(examples, part, self.training)
+        data = self.training.get("data_sha256")
+        return [isinstance(data, dict) and data.get(part) == fingerprint(examples)] * len(examples)
 
 
 def read(recipe: Recipe) -> Start:
@@ -28,6 +37,7 @@ def read(recipe: Recipe) -> Start:
 
     Raises:
         BuildError: there is none.
+        BaseError: its base cannot be had, or is another than it was trained on.
         RecipeError: it has another base, prompt or kind of answers than the recipe, or an adapter of another shape.
     """
     directory = recipe.start_from
@@ -36,14 +46,14 @@ def read(recipe: Recipe) -> Start:
     publish.mend(directory)
     if Base.recorded_in(metadata["training"]).record() != recipe.base.record() or metadata["prompt"] != recipe.prompt.model_dump():
         raise RecipeError(f"the model in {directory} has another base or prompt than the recipe, so training cannot go on from it")
+    Base.path_recorded_in(metadata["training"])
     answers = metadata["training"]["recipe"].get("answers", "codes")
     if answers != recipe.answers:
         raise RecipeError(f"the model in {directory} answers with {answers}, the recipe with {recipe.answers}: give --answers {answers}")
     adapter = build.read_adapter(directory / build.ADAPTER_FILE)
     _check(adapter, recipe.training)
     codes = {label["name"]: label["code"] for label in metadata["labels"]["labels"]}
-    data = metadata["training"].get("data_sha256")
-    return Start(adapter, metadata["training"]["version"], codes, data if isinstance(data, dict) else {})
+    return Start(adapter, metadata["training"]["version"], codes, metadata["training"])
 
 
 def _check(adapter: Adapter, training: Training) -> None:

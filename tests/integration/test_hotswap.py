@@ -75,9 +75,10 @@ class Load:
 
 @pytest.fixture(scope="module")
 def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The household model under another version."""
+    """The household model under another version. It has five times the probes, so that opening it takes a while anywhere."""
     described = read_metadata(MODEL_DIRECTORY)
     described["training"]["version"] = "retrained"
+    described["probes"]["probes"] *= 5
     path = tmp_path_factory.mktemp("retrained") / "retrained.gguf"
     build(base_file(), read_adapter(MODEL_DIRECTORY / ADAPTER_FILE), described, path)
     return path

@@ -16,6 +16,7 @@ from trainer.dataset import (
     DataError,
     Example,
     check_labels,
+    file_fingerprint,
     fingerprint,
     is_training_file,
     load_examples,
@@ -27,6 +28,7 @@ from trainer.dataset import (
 )
 from trainer.near_duplicates import frames, near_duplicate_clusters, near_duplicates, words
 
+NO_SPLIT = {"seed": 1, "validation": 0, "test": 0}
 ROW = {"instruction": "i", "input": "my pool", "output": "pool"}
 
 
@@ -193,17 +195,21 @@ def test_the_file_that_a_model_has_learnt_from_is_known_again(tmp_path: Path) ->
 
 def test_every_file_that_a_model_has_learnt_from_is_recognised(tmp_path: Path) -> None:
     data, more, new = (file(tmp_path, f"{name}.csv", f"text,label\n{name} hums,pool\n") for name in ("data", "more", "new"))
-    training = {"learnt_from_sha256": [fingerprint(load_examples(path)) for path in (data, more)]}
+    more.write_text(more.read_text() + "a heron,pool\n")
+    training = {"learnt_from_sha256": [file_fingerprint(load_examples(path)) for path in (data, more)], "recipe": {"split": NO_SPLIT}}
     assert [is_training_file(path, training) for path in (data, more, new)] == [True, True, False]
+    header, *rows = more.read_text().splitlines(keepends=True)
+    more.write_text("".join([header, *reversed(rows)]))
+    assert is_training_file(more, training), "in whatever order"
 
 
 def test_texts_that_were_held_out_are_known_again_by_their_hashes() -> None:
     parts = split(made_up(60), seed=1, validation=0.2, test=0.2)
     training = {"held_out": {part: text_hashes(parts[part]) for part in ("validation", "test")}}
-    assert all(were_held_out([*parts["validation"], *parts["test"]], training))
-    assert not any(were_held_out(parts["train"], training))
-    assert were_held_out([Example(f" {parts['test'][0].text.upper()}", "c")], training) == [True], "case and label aside"
-    assert not any(were_held_out(parts["test"], {}))
+    assert all(were_held_out(parts["test"], "test", training))
+    assert not any(were_held_out([*parts["train"], *parts["validation"]], "test", training))
+    assert were_held_out([Example(f" {parts['test'][0].text.upper()}", "c")], "test", training) == [True], "case and label aside"
+    assert not any(were_held_out(parts["test"], "test", {}))
 
 
 def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.unit.parts import a_card
-from trainer import judging
+from tests.unit.parts import StandIn, a_card, a_decision
+from trainer import judging, publish
 from trainer.answers import Answers, prompt_hash
-from trainer.dataset import Example
+from trainer.dataset import Example, text_hashes
 from trainer.judging import Published, judge, unlike_the_network
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Gate, Recipe, RecipeError, load_recipe
 
 STARTER = Path(judging.__file__).parent / "recipes" / "starter.yaml"
 PROMPTS = [[1, 10, 2], [1, 11, 2], [1, 12, 13, 2]]
+TEST = [Example("pump hums", "pool"), Example("tyre is flat", "pool"), Example("water is green", "pool")]
 SCORES = np.log([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]])
 
 
@@ -58,13 +60,47 @@ def test_queries_that_training_cut_shorter_are_passed_over_unless_all_are(recipe
     assert "cannot be compared" in str(complaint(recipe, replace(served, prompts=none_alike, lengths=long)))
 
 
+@pytest.mark.parametrize(
+    ("training", "kept", "told"),
+    [
+        ({"held_out": {"test": [0, 1, 2]}}, 3, None),
+        ({"held_out": {"test": [0, 2]}}, 2, "compared on the 2 of 3 test examples that it has not learnt"),
+        ({"held_out": {"test": [1]}}, 3, "may have been trained on some"),
+        ({"held_out": {"validation": [0, 1, 2]}}, 3, "may have been trained on some"),
+        ({"data_sha256": {"test": "another"}}, 3, "may have been trained on some"),
+        ({}, 3, None),
+    ],
+)
+def test_the_published_model_is_asked_about_what_it_has_not_learnt_where_that_is_enough(
+    recipe: Recipe, training: dict[str, Any], kept: int, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "held_out" in training:
+        training = {"held_out": {part: text_hashes([TEST[row] for row in rows]) for part, rows in training["held_out"].items()}}
+    model = StandIn(lambda texts: [a_decision("pool")] * len(texts), replace(a_card("pool", "car"), training=training))
+    monkeypatch.setattr(publish, "version_in_place", lambda _: "abc123")
+    monkeypatch.setattr(publish, "open_model", lambda *_: model)
+    said: list[str] = []
+    found = judging.published(recipe, TEST, False, said.append, lambda *_: None)
+    assert found is not None
+    assert len(found.test) == len(found.answers) == kept
+    assert ([line for line in said[1:] if told and told in line] != []) == (told is not None), said
+    with pytest.raises(RecipeError, match="without a test split"):
+        judging.published(recipe, [], False, said.append, lambda *_: None)
+    assert judging.published(recipe, [], True, said.append, lambda *_: None) is None
+
+
+def test_the_least_accuracy_is_of_the_whole_test_part(recipe: Recipe, served: Answers) -> None:
+    strict = recipe.model_copy(update={"gate": Gate(least_accuracy=0.9)})
+    verdict = judge(strict, a_card("pool", "car"), served, Published(("pool", "car"), [TEST[0]], ["pool"]), TEST)
+    assert not verdict.passed
+    assert verdict.accuracy == pytest.approx(2 / 3)
+
+
 def test_models_are_compared_on_what_the_published_one_has_not_learnt(recipe: Recipe, served: Answers) -> None:
     """The new one is right about the first and the last; the present one about all, but it has learnt the second by heart."""
-    test = [Example("pump hums", "pool"), Example("tyre is flat", "pool"), Example("water is green", "pool")]
-    right = [each.label for each in test]
-    kept = [test[0], test[2]]
-    fair = judge(recipe, a_card("pool", "car"), served, Published(("pool", "car"), kept, right[:2]), test)
+    right = [each.label for each in TEST]
+    fair = judge(recipe, a_card("pool", "car"), served, Published(("pool", "car"), [TEST[0], TEST[2]], right[:2]), TEST)
     assert fair.passed, fair.reasons
     assert "on 2 test examples" in fair.reasons[0]
-    unfair = judge(recipe, a_card("pool", "car"), served, Published(("pool", "car"), test, right), test)
+    unfair = judge(recipe, a_card("pool", "car"), served, Published(("pool", "car"), TEST, right), TEST)
     assert not unfair.passed

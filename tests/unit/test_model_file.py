@@ -85,7 +85,7 @@ def test_another_format_version_is_refused(version: object) -> None:
         ("prompt", {"prefix": "", "suffix": ""}, "the prompt has no suffix"),
         ("calibration", {"temperature": 0, "threshold": 0.5}, "temperature"),
         ("calibration", {"temperature": 1, "threshold": 10**400}, "malformed"),
-        ("calibration", {"temperature": 1, "threshold": 0.5, "offsets": {"sea": 1}}, "unknown labels: sea"),
+        ("calibration", {"temperature": 1, "threshold": 0.5, "offsets": {"pool": 1}}, "format 1 has no offsets"),
         ("calibration", {"temperature": 1, "threshold": 0.5, "offsets": {"pool": None}}, "TypeError"),
         ("probes", {"probes": [{"text": "x", "label": "car", "probability": 1}], "tolerance": 0.1}, "unknown labels: car"),
         ("probes", {"probes": []}, "tolerance"),
@@ -96,6 +96,12 @@ def test_metadata_that_does_not_hold_what_the_format_says_is_refused(key: str, v
     text = complaint(metadata(**{key: value}))
     assert text.startswith("m.gguf: Pointsman metadata is malformed")
     assert what in text
+
+
+def test_offsets_are_read_and_name_labels_of_the_model() -> None:
+    calibration = {"temperature": 1, "threshold": 0.5, "offsets": {"pool": 1.5}}
+    assert parse_card(metadata(format=2, calibration=calibration), "m.gguf").calibration.offsets == {"pool": 1.5}
+    assert "unknown labels: sea" in complaint(metadata(format=2, calibration=calibration | {"offsets": {"sea": 1}}))
 
 
 @given(st.sampled_from(KEYS), json_values)

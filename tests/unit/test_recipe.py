@@ -116,6 +116,15 @@ def test_a_model_without_a_name_is_named_after_its_output(tmp_path: Path) -> Non
     assert load_recipe(path, {"output": Path("elsewhere/mine")}).name == "mine"
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_a_shipped_recipe_trains_on_of_this_repository_is_there(path: Path) -> None:
+    recipe = load_recipe(path)
+    for source in recipe.train_only:
+        rows = load_examples(ROOT / source)
+        assert len(rows) >= 100
+        assert {row.label for row in rows} <= {*recipe.labels, recipe.out_of_scope}
+
+
 def test_there_are_recipes_to_check() -> None:
     assert "household-smollm2" in [path.stem for path in SHIPPED]
 

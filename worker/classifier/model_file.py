@@ -1,7 +1,7 @@
 """The self-describing GGUF: read and check the Pointsman metadata that a model file carries.
 
 Labels, prompt, calibration and self-check travel in the file with the weights, so they cannot drift apart.
-The format is a table of string keys, each holding JSON; its version is one of `FORMATS`.
+The format is a table of string keys, each holding JSON; its version is one of `METADATA_FORMATS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.classifier.kernels import load_kernels
 from worker.classifier.labels import Label, LabelSet
 from worker.classifier.prompt import Prompt
 
-FORMATS = (1, 2)
+METADATA_FORMATS = (1, 2)
 """The second has `offsets` in its calibration, without which its temperature and thresholds are wrong."""
 _FORMAT_NAMES: dict[str, str] = {
     str(value): name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
@@ -89,9 +89,9 @@ def parse_card(metadata: Mapping[str, str], source: str) -> ModelCard:
         values = {key: json.loads(metadata[f"pointsman.{key}"]) for key in KEYS}
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{source}: Pointsman metadata is not JSON ({error}). Build it again.") from error
-    if values["format"] not in FORMATS:
+    if values["format"] not in METADATA_FORMATS:
         raise ModelFileError(
-            f"{source} has Pointsman format {values['format']}, this worker reads {' and '.join(map(str, FORMATS))}. "
+            f"{source} has Pointsman format {values['format']}, this worker reads {' and '.join(map(str, METADATA_FORMATS))}. "
             "Use the trainer of the same release."
         )
     try:
@@ -113,6 +113,8 @@ def _card(values: Mapping[str, Any]) -> ModelCard:
         raise ValueError("the prompt has no suffix: a query needs a token after it, at which the model answers")
     calibration = values["calibration"]
     offsets = {str(name): float(offset) for name, offset in calibration.get("offsets", {}).items()}
+    if offsets and values["format"] == 1:
+        raise ValueError("format 1 has no offsets")
     if strangers := sorted(set(offsets) - set(labels.names)):
         raise ValueError(f"offsets name unknown labels: {', '.join(strangers)}")
     return ModelCard(
