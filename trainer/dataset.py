@@ -209,9 +209,16 @@ def text_hashes(examples: Sequence[Example]) -> str:
     return "".join(sorted(_text_hash(example) for example in examples))
 
 
-def were_held_out(examples: Sequence[Example], part: Part, training: Mapping[str, Any]) -> list[bool]:
-    """Of each example, whether the metadata of a model tell that its text was in this part of its data, and not trained on."""
-    hashes = training.get("held_out", {}).get(part, "")
+def were_held_out(examples: Sequence[Example], part: Part, training: Mapping[str, Any], *, unknown: bool = False) -> list[bool]:
+    """Of each example, whether the metadata of a model tell that its text was in this part of its data, and not trained on.
+
+    Of a model that recorded no texts, all were if the part was the same; `unknown` is said where not even that is recorded.
+    """
+    if "held_out" not in training:
+        data = training.get("data_sha256")
+        same = data.get(part) == fingerprint(examples) if isinstance(data, dict) else unknown
+        return [same] * len(examples)
+    hashes = training["held_out"].get(part, "")
     held = {hashes[start : start + _HASH_DIGITS] for start in range(0, len(hashes), _HASH_DIGITS)}
     return [_text_hash(example) in held for example in examples]
 
@@ -272,15 +279,13 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
 
 def is_training_file(path: Path, training: Mapping[str, Any]) -> bool:
     """Whether a model was trained on examples of this file: one that its metadata record, or that falls into parts which they record."""
-    if file_fingerprint(load_examples(path)) in training.get("learnt_from_sha256", ()):
+    examples = load_examples(path)
+    if file_fingerprint(examples) in training.get("learnt_from_sha256", ()):
         return True
     recorded = training.get("data_sha256")
     if not isinstance(recorded, dict):
         return False
-    return any(
-        found and fingerprint(found) == recorded.get(part)
-        for part, found in split(load_examples(path), **training["recipe"]["split"]).items()
-    )
+    return any(found and fingerprint(found) == recorded.get(part) for part, found in split(examples, **training["recipe"]["split"]).items())
 
 
 def without_copies(examples: Sequence[Example], of: Sequence[Example]) -> list[Example]:

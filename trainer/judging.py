@@ -53,21 +53,13 @@ def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callabl
     classifier.close()
     accuracy = agreement(answers, [example.label for example in test])
     say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
-    kept = _not_learnt(test, card)
+    kept = [row for row, held in enumerate(dataset.were_held_out(test, "test", card.training, unknown=True)) if held]
     if len(kept) < ENOUGH * len(test):
         say("          its own test split was another: it may have been trained on some of these examples")
         kept = list(range(len(test)))
     elif len(kept) < len(test):
         say(f"          the two are compared on the {len(kept)} of {len(test)} test examples that it has not learnt")
     return Published(card.labels.names, [test[row] for row in kept], [answers[row] for row in kept])
-
-
-def _not_learnt(test: Sequence[Example], card: ModelCard) -> list[int]:
-    """The test examples, by their places, that the model of the card is known not to have learnt; of models that recorded nothing all."""
-    if "held_out" in card.training:
-        return [row for row, held in enumerate(dataset.were_held_out(test, "test", card.training)) if held]
-    data = card.training.get("data_sha256")
-    return list(range(len(test))) if not isinstance(data, dict) or data.get("test") == dataset.fingerprint(test) else []
 
 
 def unlike_the_network(

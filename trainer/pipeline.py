@@ -192,7 +192,7 @@ def _train(
 def _say_seen(start: Start, parts: Mapping[dataset.Part, Sequence[Example]], say: Say) -> None:
     """Data that has grown is split anew, so the model that training goes on from may have learnt what is now held out."""
     for part in HELD_OUT:
-        if parts[part] and not all(start.has_held_out(parts[part], part)):
+        if parts[part] and not all(dataset.were_held_out(parts[part], part, start.training, unknown=True)):
             say(f"          {start.version} had another {part} part: it may have learnt some of these examples")
 
 
@@ -293,10 +293,11 @@ def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log
 def _inherited(start: Start, data: Parts) -> dict[str, Any]:
     """What is to be recorded otherwise where training went on from a model: it has learnt what that one had."""
     before = start.training.get("learnt_from_sha256", ())
-    held = {
-        part: [example for example, kept in zip(data.examples[part], start.has_held_out(data.examples[part], part), strict=True) if kept]
-        for part in HELD_OUT
-    }
+    held = {}
+    for part in HELD_OUT:
+        examples = data.examples[part]
+        unseen = dataset.were_held_out(examples, part, start.training)
+        held[part] = [example for example, kept in zip(examples, unseen, strict=True) if kept]
     return {
         "continues": start.version,
         "learnt_from_sha256": list(dict.fromkeys([*before, *data.learnt_from_sha256])),

@@ -74,10 +74,10 @@ def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], out
     """
     right = np.asarray(truth)
     sample = np.ones(len(right), dtype=np.bool_) if review.confidence is None else _every_fourth(len(right))
-    scores = _scores(log_probs[sample], right[sample].tolist(), names, outsider, review.out_of_scope_share)
+    column = _NO_COLUMN if outsider is None else names.index(outsider)
+    scores = _scores(log_probs[sample], right[sample].tolist(), outsider, column, review.out_of_scope_share)
     table = Calibration(**scores).probabilities(log_probs, names)
     given = table.argmax(axis=1)
-    column = _NO_COLUMN if outsider is None else names.index(outsider)
     answers = Answers(given, table.max(axis=1), given == right, out_of_scope.counts(right == column, review.out_of_scope_share))
     routable = given != column
     if review.confidence is None:
@@ -91,9 +91,8 @@ def calibrate(log_probs: Floats, truth: Sequence[int], names: Sequence[str], out
     }
 
 
-def _scores(log_probs: Floats, truth: Sequence[int], names: Sequence[str], outsider: str | None, share: float | None) -> dict[str, Any]:
+def _scores(log_probs: Floats, truth: Sequence[int], outsider: str | None, column: int, share: float | None) -> dict[str, Any]:
     """Temperature and offsets. No offset can be told where no query, or every one, is out of scope."""
-    column = _NO_COLUMN if outsider is None else names.index(outsider)
     if outsider is None or not 0 < list(truth).count(column) < len(truth):
         return {"temperature": round(fit_temperature(log_probs, truth), 4)}
     temperature, offset = out_of_scope.fit(log_probs, truth, column, share)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trainer import build, publish
 from trainer.base import Base
 from trainer.build import Adapter
-from trainer.dataset import Example, Part, fingerprint, were_held_out
 from trainer.recipe import Recipe, RecipeError, Training
 
 
@@ -23,13 +22,6 @@ class Start:
     """What it answers with, by label: it should go on doing so."""
     training: Mapping[str, Any]
     """What its metadata tell of its training."""
-
-    def has_held_out(self, examples: Sequence[Example], part: Part) -> list[bool]:
-        """Of each, whether it is known not to have learnt it: of models that recorded no texts, all if their part was the same."""
-        if "held_out" in self.training:
-            return were_held_out(examples, part, self.training)
-        data = self.training.get("data_sha256")
-        return [isinstance(data, dict) and data.get(part) == fingerprint(examples)] * len(examples)
 
 
 def read(recipe: Recipe) -> Start:
