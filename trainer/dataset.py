@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ JSON_FIELDS, CSV_FIELDS = ("input", "output"), ("text", "label")
 """Where a row has its text and its label."""
 _BEYOND = "\0"
 """The name of what a CSV row has beyond its header."""
-_HASH_DIGITS = 12
 
 
 class DataError(Exception):
@@ -183,12 +182,30 @@ def _json_rows(content: str, path: Path) -> Iterator[tuple[int, Any]]:
                 raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
 
 
-def check_labels(examples: Sequence[Example], names: Iterable[str]) -> None:
-    """Raises DataError unless every example's label is one of `names`."""
-    unknown = Counter(example.label for example in examples) - Counter(dict.fromkeys(names, len(examples)))
-    if unknown:
-        listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unknown.most_common(10))
-        raise DataError(f"the data has labels that the model does not know: {listed}")
+def check_labels(rows: Sequence[Row], names: Iterable[str], source: Path, known_to: str) -> list[Example]:
+    """The examples of a file, all of whose labels are known.
+
+    Args:
+        names: the labels that are known.
+        source: the file, for the message.
+        known_to: who knows them, for the message: "the model" or "the recipe".
+
+    Raises:
+        DataError: a label is not among `names`; up to ten are named, with the first rows that have it.
+    """
+    known, strangers = set(names), defaultdict[str, list[int]](list)
+    for row in rows:
+        if row.example.label not in known:
+            strangers[row.example.label].append(row.number)
+    if strangers:
+        most = sorted(strangers.items(), key=lambda item: -len(item[1]))[:10]
+        listed = "".join(f"\n  {label!r} ({len(found)} rows): {_numbered(found)}" for label, found in most)
+        raise DataError(f"{source} has labels that {known_to} does not know:{listed}")
+    return [row.example for row in rows]
+
+
+def _numbered(rows: Sequence[int]) -> str:
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''}"
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
@@ -202,29 +219,6 @@ def fingerprint(examples: Sequence[Example]) -> str:
 def file_fingerprint(examples: Sequence[Example]) -> str:
     """The same in whatever order they stand."""
     return fingerprint(sorted(examples, key=lambda example: (example.text, example.label)))
-
-
-def text_hashes(examples: Sequence[Example]) -> str:
-    """Of each text the first 48 bits of its SHA-256, in hexadecimal, one after another: to know it again without keeping it."""
-    return "".join(sorted(_text_hash(example) for example in examples))
-
-
-def were_held_out(examples: Sequence[Example], part: Part, training: Mapping[str, Any], *, unknown: bool = False) -> list[bool]:
-    """Of each example, whether the metadata of a model tell that its text was in this part of its data, and not trained on.
-
-    Of a model that recorded no texts, all were if the part was the same; `unknown` is said where not even that is recorded.
-    """
-    if "held_out" not in training:
-        data = training.get("data_sha256")
-        same = data.get(part) == fingerprint(examples) if isinstance(data, dict) else unknown
-        return [same] * len(examples)
-    hashes = training["held_out"].get(part, "")
-    held = {hashes[start : start + _HASH_DIGITS] for start in range(0, len(hashes), _HASH_DIGITS)}
-    return [_text_hash(example) in held for example in examples]
-
-
-def _text_hash(example: Example) -> str:
-    return hashlib.sha256(plain(example.text).encode()).hexdigest()[:_HASH_DIGITS]
 
 
 def split(examples: Sequence[Example], *, seed: int, validation: float, test: float) -> dict[Part, list[Example]]:
@@ -255,17 +249,19 @@ def split(examples: Sequence[Example], *, seed: int, validation: float, test: fl
     return parts
 
 
-def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]:
+def part_of(path: Path, part: str, training: Mapping[str, Any], labels: Iterable[str] | None = None) -> list[Example]:
     """All examples of a data file, or those of one part of it.
 
     Args:
         part: `all`, or one of PARTS.
         training: the model's metadata of that name, which tells how the data was split.
+        labels: those that the model knows; None where the file's own do not matter.
 
     Raises:
-        DataError: the file cannot be read, there is no such part, or nothing in it.
+        DataError: the file cannot be read, has other labels, there is no such part, or nothing in it.
     """
-    examples = load_examples(path)
+    rows = load_rows(path)
+    examples = [row.example for row in rows] if labels is None else check_labels(rows, labels, path, "the model")
     if part == "all":
         return examples
     for known in PARTS:
@@ -275,17 +271,6 @@ def part_of(path: Path, part: str, training: Mapping[str, Any]) -> list[Example]
                 raise DataError(f"the model takes no {part} part from its data ({path}): give the file that is one, and --split all")
             return found
     raise DataError(f"there is no split {part!r}: use all, train, validation or test")
-
-
-def is_training_file(path: Path, training: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on examples of this file: one that its metadata record, or that falls into parts which they record."""
-    examples = load_examples(path)
-    if file_fingerprint(examples) in training.get("learnt_from_sha256", ()):
-        return True
-    recorded = training.get("data_sha256")
-    if not isinstance(recorded, dict):
-        return False
-    return any(found and fingerprint(found) == recorded.get(part) for part, found in split(examples, **training["recipe"]["split"]).items())
 
 
 def without_copies(examples: Sequence[Example], of: Sequence[Example]) -> list[Example]:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer import build, dataset, evaluate, gate, parity, publish
+from trainer import build, evaluate, gate, learnt, parity, publish
 from trainer.answers import Answers, prompt_hash
+from trainer.base import BaseError
 from trainer.dataset import Example
 from trainer.recipe import Recipe, RecipeError
 from trainer.terminal import Progress
 from worker.classifier.calibration import Floats
 from worker.classifier.labels import agreement
-from worker.classifier.model_file import ModelCard
-
-ENOUGH = 0.5
-"""Share of the test part that must have been held out from the published model for a comparison on that alone."""
+from worker.classifier.model_file import ModelCard, ModelFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callabl
     It is asked before training, which takes long: a model that cannot be compared with is better known before.
 
     Raises:
-        RecipeError: there is a published model, and nothing to compare it on.
+        RecipeError: there is a published model, and nothing to compare it on, or it cannot be opened.
     """
     path = build.model_file_of(recipe.output)
     if not path.is_file() and publish.version_in_place(recipe.output) is None:
@@ -46,15 +44,24 @@ def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callabl
         if force:
             return None
         raise RecipeError(f"without a test split no model can be compared with {path}: set split.test or test, or give --force")
-    classifier = publish.open_model(recipe.output, lambda *done: progress("building the present model", *done))
+    try:
+        classifier = publish.open_model(recipe.output, lambda *done: progress("building the present model", *done))
+    except (BaseError, build.BuildError, ModelFileError) as error:
+        if force:
+            say(f"replaces  the model in {recipe.output} unseen, since it cannot be opened: {error}")
+            return None
+        raise RecipeError(
+            f"the model in {recipe.output}, which a new one is compared with, cannot be opened ({error}): "
+            "mend that, replace it unseen with --force, or give another --output"
+        ) from error
     decided = evaluate.decide(classifier, test, lambda done: progress("asking the present model", done, len(test)))
     answers = [decision.label for decision in decided]
     card = classifier.card
     classifier.close()
     accuracy = agreement(answers, [example.label for example in test])
     say(f"replaces  {path}, version {card.version}, test accuracy {accuracy:.4f}")
-    kept = [row for row, held in enumerate(dataset.were_held_out(test, "test", card.training, unknown=True)) if held]
-    if len(kept) < ENOUGH * len(test):
+    kept = learnt.unlearnt(test, "test", card.training)
+    if kept is None:
         say("          its own test split was another: it may have been trained on some of these examples")
         kept = list(range(len(test)))
     elif len(kept) < len(test):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer import build, dataset, publish, registry, work
-from trainer.dataset import DataError
+from trainer import build, dataset, learnt, publish, registry, work
+from trainer.dataset import DataError, Example
 from trainer.files import write_whole
 from trainer.recipe import Review, review_of
 from trainer.registry import Judgement
-from trainer.terminal import DataFile, Directory, Json, SplitName, console
+from trainer.terminal import REFUSED, DataFile, Directory, Json, SplitName, console
 
 app = typer.Typer()
 
@@ -70,9 +71,16 @@ def calibrate(
     model: Directory,
     data: DataFile,
     split: SplitName = "all",
-    precision: Annotated[float, typer.Option(help="Share of the routed queries that must be right.")] = Review().precision,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Share of the routed queries that must be right; else the one that the model has.", show_default=False),
+    ] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="Guarantee it at this confidence, by label where there are queries enough.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Guarantee it at this confidence, by label where there are queries enough; else at the one that the model has, if any.",
+            show_default=False,
+        ),
     ] = None,
     out_of_scope_share: Annotated[
         float | None,
@@ -81,17 +89,28 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Publish it although more of these queries would be answered wrongly.")] = False,
 ) -> None:
-    """Choose temperature, offset and thresholds anew on labelled queries that the model was not trained on; publish it as a new version."""
+    """Choose temperature, offset and thresholds anew on labelled queries that the model was not trained on; publish it as a new version.
+
+    Exit code 3 if the accuracy on them falls by more than the model's gate allows.
+    """
     from trainer.recalibrate import recalibrate  # scikit-learn is not needed to build
 
-    training = build.read_metadata(model)["training"]
-    review = review_of(precision=precision, confidence=confidence, out_of_scope_share=out_of_scope_share)
-    examples = dataset.part_of(data, split, training)
-    if split in ("all", "train") and dataset.is_training_file(data, training):
-        raise DataError(f"the model has learnt from {data}, and is surer of what it has learnt: give queries that it has not seen")
+    metadata = build.read_metadata(model)
+    training = metadata["training"]
+    present = Review.model_validate(training["recipe"].get("review", {}))
+    review = review_of(
+        precision=present.precision if precision is None else precision,
+        confidence=present.confidence if confidence is None and out_of_scope_share is None else confidence,
+        out_of_scope_share=out_of_scope_share,
+    )
+    names = [label["name"] for label in metadata["labels"]["labels"]]
+    examples = _not_learnt(dataset.part_of(data, split, training, names), data, split, training)
     with work.alone(model):
-        entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True))
+        entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True), force=force)
+        if entry is None:
+            raise typer.Exit(REFUSED)
         _say_published(model, entry.version, entry.replaced)
 
 
@@ -124,6 +143,20 @@ def harvest_command(
     out.print(
         f"{changed}, {len(found.unusable)} unusable and left in the stream; {found.trimmed} deleted from it; {output} has {found.rows} rows"
     )
+
+
+def _not_learnt(examples: list[Example], source: Path, split: str, training: Mapping[str, Any]) -> list[Example]:
+    """Those that the model has not learnt, and is no surer of than of others; raises DataError if that is not most of them."""
+    if split in ("all", "train"):
+        if learnt.is_training_file(source, training):
+            raise DataError(f"the model has learnt from {source}, and is surer of what it has learnt: give queries that it has not seen")
+        return examples
+    kept = learnt.unlearnt(examples, "test" if split == "test" else "validation", training)
+    if kept is None:
+        raise DataError(f"the {split} part of {source} is not the one that the model was kept from seeing: give the data of its training")
+    if dropped := len(examples) - len(kept):
+        console.print(f"{dropped} of {len(examples)} queries left out: the model may have learnt them", soft_wrap=True)
+    return [examples[row] for row in kept]
 
 
 def _say_published(model: Path, version: str, before: str | None) -> None:

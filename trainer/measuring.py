@@ -36,8 +36,7 @@ def evaluate(
     from trainer import evaluate as measuring  # scikit-learn is not needed to build
 
     classifier = Classifier.open(model)
-    examples = dataset.part_of(data, split, dict(classifier.card.training))
-    dataset.check_labels(examples, classifier.card.labels.names)
+    examples = dataset.part_of(data, split, dict(classifier.card.training), classifier.card.labels.names)
     with progress() as bar:
         task = bar.add_task("classifying", total=len(examples))
         decisions = measuring.decide(classifier, examples, lambda done: bar.update(task, completed=done))
@@ -69,8 +68,7 @@ def baseline(
     classifier = Classifier.open(building.model_file_of(model) if model.is_dir() else model)
     card = classifier.card
     classifier.close()
-    examples = dataset.part_of(data, split, dict(card.training))
-    dataset.check_labels(examples, card.labels.names)
+    examples = dataset.part_of(data, split, dict(card.training), card.labels.names)
     with progress() as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
         figures = measuring.baseline(card, Base.path_recorded_in(card.training), examples, lambda done: bar.update(task, completed=done))
@@ -153,8 +151,7 @@ def report(
     if data is None and (peers or baseline or formats):
         raise DataError("there is nothing to measure with: give --data FILE")
     if data is not None:
-        examples = dataset.part_of(data, split, training)
-        dataset.check_labels(examples, [label["name"] for label in metadata["labels"]["labels"]])
+        examples = dataset.part_of(data, split, training, [label["name"] for label in metadata["labels"]["labels"]])
         taught = learnt_from(train or [], data, split, training, examples) if peers else []
         base = (Base.path_recorded_in(training), baseline) if baseline else None
         gguf = building.model_file_of(model) if model.is_dir() else model

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import dataset, inspection, out_of_scope
+from trainer import dataset, inspection, learnt, out_of_scope
 from trainer.dataset import DataError, Example, Part, Row
 from trainer.recipe import Recipe, with_labels_of
+from trainer.warm_start import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,45 +28,47 @@ class Parts:
     """Fingerprints of the files that are trained on; that of `data` is of all its rows, held out or not."""
 
 
-def of(recipe: Recipe, say: Callable[[str], None], start_version: str | None = None) -> Parts:
+def of(recipe: Recipe, say: Callable[[str], None], start: Start | None = None) -> Parts:
     """All examples of the recipe's files by part.
 
     Args:
-        start_version: of the model that training goes on from; then so many are trained on as the recipe's `continuing` says.
+        start: the model that training goes on from. Then so many are trained on as the recipe's `continuing` says, and what it has
+            learnt is held out from it no more.
 
     Raises:
         DataError: a file cannot be used, or nothing is left to train on or to validate by.
         RecipeError: the labels of the data do not fit the recipe.
     """
-    examples = dataset.load_examples(recipe.data)
-    recipe = with_labels_of(recipe, (example.label for example in examples))
-    dataset.check_labels(examples, recipe.labels)
+    rows = dataset.load_rows(recipe.data)
+    recipe = with_labels_of(recipe, (row.example.label for row in rows))
+    examples = dataset.check_labels(rows, recipe.labels, recipe.data, "the recipe")
     parts = dataset.split(examples, **recipe.split.model_dump())
     files: dict[Part, Path | None] = {"validation": recipe.validation, "test": recipe.test}
     for part, path in files.items():
         if path is not None:
-            parts[part] = dataset.load_examples(path)
-            dataset.check_labels(parts[part], recipe.labels)
+            parts[part] = _of_known_labels(recipe, path)
             _say_repeated(part, path, parts, say)
     if not parts["validation"]:
         raise DataError(
             f"no example of {recipe.data} falls into the validation part: a label needs {math.ceil(0.5 / recipe.split.validation)} "
             "that are not nearly the same; add examples, raise split.validation, or name a file of their own (validation)"
         )
+    if start is not None:
+        _drop_learnt(start, parts, say)
     parts["train"] = _curated(recipe.data, parts["train"], say)
     out_of_scope.check(parts["validation"], recipe.out_of_scope, recipe.review.out_of_scope_share)
     _say_untested(recipe, parts, say)
-    further = [dataset.load_examples(path) for path in recipe.train_only]
-    learnt = [parts["train"], *(_train_only(recipe, *each, parts, say) for each in zip(recipe.train_only, further, strict=True))]
-    if start_version is not None:
-        parts["train"] = fair_share(learnt, recipe.continuing.examples, f"{recipe.training.seed}:{start_version}")
+    further = [_of_known_labels(recipe, path) for path in recipe.train_only]
+    taught = [parts["train"], *(_train_only(*each, parts, say) for each in zip(recipe.train_only, further, strict=True))]
+    if start is not None:
+        parts["train"] = fair_share(taught, recipe.continuing.examples, f"{recipe.training.seed}:{start.version}")
     else:
-        parts["train"] = [example for file in learnt for example in file]
+        parts["train"] = [example for file in taught for example in file]
     if not parts["train"]:
         raise DataError(f"no example of {recipe.data} is left to train on: the parts that are held out take all")
     if absent := sorted(set(recipe.labels) - {example.label for example in parts["train"]}):
         say(f"data      no example of {', '.join(absent)} is trained on: the model will hardly give these labels")
-    of_data = {id(example) for example in learnt[0]}
+    of_data = {id(example) for example in taught[0]}
     again = [example for example in parts["train"] if id(example) in of_data for _ in range(recipe.repeat.get(example.label, 1) - 1)]
     return Parts(recipe, parts, again, tuple(dataset.file_fingerprint(each) for each in (examples, *further)))
 
@@ -107,11 +110,27 @@ def _say_untested(recipe: Recipe, parts: dict[Part, list[Example]], say: Callabl
             say(f"data      no {part} examples of {', '.join(absent)}: nothing is known of how well these are told")
 
 
-def _train_only(
-    recipe: Recipe, path: Path, found: Sequence[Example], parts: dict[Part, list[Example]], say: Callable[[str], None]
-) -> list[Example]:
+def _of_known_labels(recipe: Recipe, path: Path) -> list[Example]:
+    return dataset.check_labels(dataset.load_rows(path), recipe.labels, path, "the recipe")
+
+
+def _drop_learnt(start: Start, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> None:
+    """Take from what is held out what the model that training goes on from has learnt: data that has grown is split anew."""
+    held_out: tuple[Part, ...] = ("validation", "test")
+    for part in held_out:
+        examples, kept = parts[part], learnt.unlearnt(parts[part], part, start.training)
+        if kept is None:
+            say(
+                f"data      {start.version} had another {part} part: it may have learnt more than half of these examples, "
+                "so what is chosen or measured by them flatters"
+            )
+        elif len(kept) < len(examples):
+            say(f"data      {len(examples) - len(kept)} of {len(examples)} {part} examples left out: {start.version} may have learnt them")
+            parts[part] = [examples[row] for row in kept]
+
+
+def _train_only(path: Path, found: Sequence[Example], parts: dict[Part, list[Example]], say: Callable[[str], None]) -> list[Example]:
     """Further examples for training; none that is nearly in the validation or test part."""
-    dataset.check_labels(found, recipe.labels)
     kept = dataset.without_copies(found, parts["validation"] + parts["test"])
     if len(kept) < len(found):
         say(f"data      {len(found) - len(kept)} examples of {path} left out: near-duplicates of held-out ones")

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer import build, dataset, evaluate, gate, judging, processes, publish, thresholds, warm_start, work
+from trainer import build, dataset, evaluate, gate, judging, learnt, processes, publish, thresholds, warm_start, work
 from trainer import parts as examples_of
 from trainer.answers import Answers, ask
 from trainer.codes import choose_codes
@@ -67,7 +67,7 @@ def run(recipe: Recipe, say: Say, progress: Progress, *, force: bool = False, fr
     started = time.monotonic()
     start = warm_start.read(recipe) if recipe.start_from else None
     progress("splitting", 0, None)
-    found = examples_of.of(recipe, say, start.version if start else None)
+    found = examples_of.of(recipe, say, start)
     recipe, parts = found.recipe, found.examples
     say("data      " + ", ".join(f"{len(parts[part])} {part}" for part in dataset.PARTS) + f"; {len(recipe.labels)} labels")
     base = recipe.base.path()
@@ -96,8 +96,6 @@ def _run(
         "validation": _tokens(recipe, vocabulary, answer_ids, parts["validation"]),
     }
     vocabulary.close()
-    if start is not None:
-        _say_seen(start, parts, say)
     published = judging.published(recipe, parts["test"], force, say, progress) if processes.is_first() else None
 
     directory = recipe.output / publish.CANDIDATE
@@ -189,13 +187,6 @@ def _train(
     return log
 
 
-def _say_seen(start: Start, parts: Mapping[dataset.Part, Sequence[Example]], say: Say) -> None:
-    """Data that has grown is split anew, so the model that training goes on from may have learnt what is now held out."""
-    for part in HELD_OUT:
-        if parts[part] and not all(dataset.were_held_out(parts[part], part, start.training, unknown=True)):
-            say(f"          {start.version} had another {part} part: it may have learnt some of these examples")
-
-
 def _card(metadata: Mapping[str, Any]) -> ModelCard:
     return parse_card({f"pointsman.{key}": json.dumps(value) for key, value in metadata.items()}, "the new model")
 
@@ -277,7 +268,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
             "learnt_from_sha256": list(data.learnt_from_sha256),
-            "held_out": {part: dataset.text_hashes(parts[part]) for part in HELD_OUT},
+            "held_out": {part: learnt.text_hashes(parts[part]) for part in HELD_OUT},
             "steps": log.steps,
             "losses": log.losses,
             "eval_losses": [(each.step, round(each.loss, 4)) for each in log.evaluations],
@@ -296,12 +287,12 @@ def _inherited(start: Start, data: Parts) -> dict[str, Any]:
     held = {}
     for part in HELD_OUT:
         examples = data.examples[part]
-        unseen = dataset.were_held_out(examples, part, start.training)
+        unseen = learnt.were_held_out(examples, part, start.training)
         held[part] = [example for example, kept in zip(examples, unseen, strict=True) if kept]
     return {
         "continues": start.version,
         "learnt_from_sha256": list(dict.fromkeys([*before, *data.learnt_from_sha256])),
-        "held_out": {part: dataset.text_hashes(examples) for part, examples in held.items()},
+        "held_out": {part: learnt.text_hashes(examples) for part, examples in held.items()},
     }
 
 

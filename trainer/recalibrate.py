@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import build, dataset, evaluate, out_of_scope, publish, registry, thresholds
+from trainer import build, dataset, evaluate, learnt, out_of_scope, publish, registry, thresholds
 from trainer.base import Base
 from trainer.dataset import DataError, Example
 from trainer.files import write_json
@@ -24,11 +24,14 @@ NOT_BY_TEMPERATURE = ("n", "accuracy", "macro_f1", "per_label", "confusions")
 """What an evaluation says of the labels alone, which only an offset changes; the rest was under the old temperature and thresholds."""
 
 
-def recalibrate(directory: Path, examples: Sequence[Example], source: str, review: Review, say: Callable[[str], None]) -> Version:
-    """Publish the model in `directory` as a new version, calibrated on these examples.
+def recalibrate(
+    directory: Path, examples: Sequence[Example], source: str, review: Review, say: Callable[[str], None], *, force: bool = False
+) -> Version | None:
+    """Publish the model in `directory` as a new version, calibrated on these examples; None if more of them would be answered wrongly.
 
     Args:
         source: what the examples are from, for the registry.
+        force: publish it although the accuracy on them falls by more than the model's gate allows.
 
     Raises:
         PublishError: an unpublished candidate is in the way, or publishing fails.
@@ -40,7 +43,6 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
     metadata = build.read_metadata(directory)
     names = [label["name"] for label in metadata["labels"]["labels"]]
     outsider = metadata["labels"]["out_of_scope"]
-    dataset.check_labels(examples, names)
     if metadata["calibration"].get("offsets") and len({example.label == outsider for example in examples}) < 2:
         raise DataError(f"the model has an offset of {outsider}, which wants queries in scope and out of it: give both")
     out_of_scope.check(examples, outsider, review.out_of_scope_share)
@@ -53,6 +55,7 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
         raise DataError(f"a fourth of these queries, by which the offset of {outsider} would be fitted, is all of one kind: give more")
     reason = f"calibrated anew on {len(examples)} queries of {source}"
     say(f"calibrate on {len(examples)} queries of {source}: {thresholds.in_words(calibration)}")
+    before = Calibration(before.temperature, offsets=before.offsets)
     after = Calibration(calibration["temperature"], offsets=calibration.get("offsets", {}))
     was, now = (each.probabilities(scores, names).argmax(axis=1) for each in (before, after))
     changed = int((was != now).sum())
@@ -62,14 +65,23 @@ def recalibrate(directory: Path, examples: Sequence[Example], source: str, revie
         weighed = "" if review.out_of_scope_share is None else ", weighed by that share,"
         reason += f"; {changed} of them are answered otherwise, accuracy on all{weighed} {accuracy[0]:.4f} before and {accuracy[1]:.4f} now"
         say(f"          {reason}")
+    drop, limit = accuracy[0] - accuracy[1], Gate.model_validate(metadata["training"]["recipe"].get("gate", {})).accuracy_drop
+    if drop > limit:
+        reason += f", which falls by more than {limit}"
+        if not force:
+            say("refused   the accuracy on these queries would fall: give more of them, or --force to publish it all the same")
+            return None
+    # By a temperature alone the likeliest label stays the likeliest; with offsets only equal calibrations answer all alike.
+    same_answers = after == before if after.offsets or before.offsets else True
+    if not same_answers:
         say(f"          what was measured on the test part holds no more: python -m trainer report {directory} --data FILE --split test")
 
     candidate.mkdir()
     try:
         shutil.copy2(directory / build.ADAPTER_FILE, candidate / build.ADAPTER_FILE)
         metadata |= {"calibration": calibration, "format": format_of(calibration)}
-        _write(directory, candidate, metadata, examples, review, same_answers=not changed)
-        return publish.publish(directory, Judgement(passed=accuracy[1] >= accuracy[0] - Gate().accuracy_drop, reasons=(reason,)))
+        _write(directory, candidate, metadata, examples, review, same_answers=same_answers)
+        return publish.publish(directory, Judgement(passed=drop <= limit, reasons=(reason,)))
     finally:
         shutil.rmtree(candidate, ignore_errors=True)
 
@@ -80,19 +92,22 @@ def _write(
     """Metadata and GGUF of the candidate, with what the newly calibrated model answers to the examples."""
     training = metadata["training"]
     training["recipe"] = training["recipe"] | {"review": review.model_dump(mode="json")}
-    training["calibrated"] = {"time": registry.now(), "rows": len(examples), "sha256": dataset.fingerprint(examples)}
+    seen = sum(learnt.were_held_out(examples, "validation", training))
+    training["calibrated"] = {"time": registry.now(), "rows": len(examples), "sha256": dataset.fingerprint(examples), "of_validation": seen}
     training["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
+    probes = [Example(probe["text"], probe["label"]) for probe in metadata["probes"]["probes"]]
     metadata["probes"] = metadata["probes"] | {"probes": []}
     base, adapter = Base.path_recorded_in(training), build.read_adapter(work / build.ADAPTER_FILE)
     candidate = publish.candidate_file(directory)
     build.build(base, adapter, metadata, candidate)
     classifier = Classifier.open(candidate)
-    decisions = evaluate.decide(classifier, examples)
+    decisions, of_probes = evaluate.decide(classifier, examples), evaluate.decide(classifier, probes)
     test = metadata["evaluation"].get("test", {}) if same_answers else {}
     kept = {name: value for name, value in test.items() if name in NOT_BY_TEMPERATURE}
     figures = evaluate.evaluate(classifier.card, examples, decisions)
     metadata["evaluation"] = {"validation": figures.as_dict()} | ({"test": kept} if kept else {})
     classifier.close()
-    metadata["probes"]["probes"] = choose_probes([label["name"] for label in metadata["labels"]["labels"]], examples, decisions)
+    names = [label["name"] for label in metadata["labels"]["labels"]]
+    metadata["probes"]["probes"] = choose_probes(names, [*examples, *probes], [*decisions, *of_probes])
     build.build(base, adapter, metadata, candidate)
     write_json(work / build.METADATA_FILE, metadata)

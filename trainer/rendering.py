@@ -13,13 +13,14 @@ NONE_SUCH = "no such queries"
 
 
 def templates(*, html: bool) -> jinja2.Environment:
-    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `threshold`, `part` (of what may be absent), `cell`, `unseen`."""
+    """Templates with the filters `shown`, `percent`, `decimal`, `count`, `threshold`, `part` (of what may be absent), `cell`,
+    `calibrated_on`, `unseen`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer"), autoescape=html, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {
         "shown": _shown, "percent": _percent, "decimal": _decimal, "count": _count, "threshold": _threshold, "part": _part, "cell": _cell,
-        "unseen": _unseen,
+        "calibrated_on": _calibrated_on, "unseen": _unseen,
     }  # fmt: skip
     return environment
 
@@ -37,10 +38,20 @@ def shown_evaluation(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> 
     return "nothing", {}
 
 
+def _calibrated_on(training: Mapping[str, Any]) -> str:
+    """The queries by which temperature, offset and thresholds were chosen."""
+    calibrated = training.get("calibrated")
+    return f"the {calibrated['rows']:,} queries of its last calibration" if calibrated else "the validation part"
+
+
 def _unseen(training: Mapping[str, Any]) -> bool:
     """Whether the model was calibrated on queries that nothing else of it was chosen by: then a guarantee is exact."""
     calibrated, data = training.get("calibrated"), training.get("data_sha256")
-    return calibrated is not None and isinstance(data, Mapping) and calibrated["sha256"] not in data.values()
+    if calibrated is None:
+        return False
+    if "of_validation" in calibrated and "held_out" in training:
+        return bool(calibrated["of_validation"] == 0)
+    return isinstance(data, Mapping) and calibrated["sha256"] not in data.values()
 
 
 def competitors(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:

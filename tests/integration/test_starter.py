@@ -122,9 +122,11 @@ def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
     assert classifier.card.version == after.version, "it passes its probes"
     classifier.close()
     run("report", model)
-    assert "The guarantee, from the validation part" in (model / "report.html").read_text()
+    assert f"The guarantee, from the {len(rows)} queries of its last calibration" in (model / "report.html").read_text()
     refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(HELPDESK)])
     assert isinstance(refused.exception, DataError)
     assert "has learnt from" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(queries), "--split", "validation"])
+    assert "not the one that the model was kept from seeing" in str(refused.exception)
     run("rollback", model)
     assert versions(model)[0].version == before.version == json.loads((model / build.METADATA_FILE).read_text())["training"]["version"]

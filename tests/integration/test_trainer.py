@@ -52,7 +52,7 @@ def test_an_unknown_part_is_refused() -> None:
         ("none.json", None, ("cannot read", "none.json")),
         ("cut.json", b'[{"input": "a"', ("is not a JSON array",)),
         ("rows.jsonl", b'{"input": "a", "output": 5}\n{"input": "", "output": "pool"}', ("2 bad row(s)", "row 1", "row 2")),
-        ("labels.csv", b"text,label\nthe pool pump hums,swimming\n", ("labels that the model does not know", "'swimming' (1 rows)")),
+        ("labels.csv", b"text,label\nthe pool pump hums,swimming\n", ("labels that the model does not know", "'swimming' (1 rows): row 2")),
         ("latin.csv", b"text,label\ncaf\xe9,pool\n", ("is not UTF-8",)),
         ("empty.jsonl", b"\n", ("holds no rows",)),
     ],

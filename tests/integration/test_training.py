@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from tests.integration import tiny
 from tests.support import DATA, ROOT, Queue, command, environment, wait_for
-from trainer import answers, build, dataset, pretrained, publish, sft
+from trainer import answers, build, learnt, pretrained, publish, sft
 from trainer.cli import app
 from trainer.network import hardware_precision
 from trainer.pipeline import TRAINED_FILE
@@ -158,8 +158,8 @@ def test_corrections_that_were_harvested_are_trained_on(workshop: Workshop, trai
     assert after["data_rows"]["train"] == before["data_rows"]["train"] + 1
     assert after["data_sha256"]["test"] == before["data_sha256"]["test"], "both are measured on the same"
     assert after["files"]["train_only"] == ["corrections.json"]
-    assert dataset.is_training_file(corrections, after)
-    assert not dataset.is_training_file(corrections, before)
+    assert learnt.is_training_file(corrections, after)
+    assert not learnt.is_training_file(corrections, before)
 
 
 def test_a_run_says_what_it_took_of_what_it_was_made_and_leaves_a_report(workshop: Workshop, trained: Path) -> None:
@@ -253,3 +253,4 @@ def test_training_that_goes_on_from_a_model_begins_with_its_loss(workshop: Works
     step, loss = after["eval_losses"][0]
     assert step == 0
     assert loss == pytest.approx(before["weights"]["candidates"][before["weights"]["taken"]]["loss"], abs=2e-3)
+    assert set(after["learnt_from_sha256"]) >= set(before["learnt_from_sha256"]), "it has learnt what that one had"

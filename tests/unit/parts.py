@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Callable, Sequence
 
+from trainer.dataset import Example
 from worker.classifier import Decision, ModelCard
 from worker.classifier.calibration import Calibration
 from worker.classifier.labels import Label, LabelSet
@@ -30,6 +33,12 @@ def a_card(*names: str) -> ModelCard:
 
 def a_decision(label: str = "pool", confidence: float = 0.9, *, tokens: int = 5, truncated: bool = False) -> Decision:
     return Decision(label, confidence, {label: confidence}, tokens, truncated)
+
+
+def made_up_examples(count: int, seed: int = 0) -> list[Example]:
+    """Texts that are nothing like each other, of three labels."""
+    dice = random.Random(seed)
+    return [Example("".join(dice.choices(string.ascii_lowercase, k=20)), dice.choice(["a", "b", "c"])) for _ in range(count)]
 
 
 class StandIn:

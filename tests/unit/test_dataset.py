@@ -2,39 +2,29 @@ from __future__ import annotations
 
 import json
 import random
-import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.parts import made_up_examples
 from trainer.dataset import (
     PARTS,
     DataError,
     Example,
     check_labels,
-    file_fingerprint,
     fingerprint,
-    is_training_file,
     load_examples,
+    load_rows,
     part_of,
     split,
-    text_hashes,
-    were_held_out,
     without_copies,
 )
 from trainer.near_duplicates import frames, near_duplicate_clusters, near_duplicates, words
 
-NO_SPLIT = {"seed": 1, "validation": 0, "test": 0}
 ROW = {"instruction": "i", "input": "my pool", "output": "pool"}
-
-
-def made_up(count: int, seed: int = 0) -> list[Example]:
-    dice = random.Random(seed)
-    return [Example("".join(dice.choices(string.ascii_lowercase, k=20)), dice.choice(["a", "b", "c"])) for _ in range(count)]
 
 
 def file(tmp_path: Path, name: str, content: str | bytes) -> Path:
@@ -114,11 +104,17 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_examples(tmp_path / "none.json")
 
 
-def test_labels_that_the_model_does_not_know_are_counted() -> None:
-    examples = [Example("x", "pool"), Example("y", "cat"), Example("z", "cat")]
-    with pytest.raises(DataError, match=r"'cat' \(2 rows\)$"):
-        check_labels(examples, ["pool"])
-    check_labels(examples, ["pool", "cat", "unused"])
+def test_labels_that_are_not_known_are_named_with_their_rows(tmp_path: Path) -> None:
+    path = file(tmp_path, "d.csv", "text,label\nx,pool\ny,cat\nz,cat\nw,dog\n" + "v,cat\n" * 5)
+    rows = load_rows(path)
+    with pytest.raises(DataError) as caught:
+        check_labels(rows, ["pool"], path, "the recipe")
+    said = str(caught.value).splitlines()
+    assert said[0] == f"{path} has labels that the recipe does not know:"
+    assert [line.strip() for line in said[1:]] == ["'cat' (7 rows): rows 3, 4, 6, 7, 8, ...", "'dog' (1 rows): row 5"]
+    assert check_labels(rows, ["pool", "cat", "dog", "unused"], path, "the recipe") == [row.example for row in rows]
+    with pytest.raises(DataError, match="that the model does not know"):
+        part_of(path, "all", {}, ["pool"])
 
 
 def test_the_fingerprint_changes_with_text_label_and_order() -> None:
@@ -175,45 +171,8 @@ def test_a_part_that_a_model_does_not_take_from_its_data_is_refused(tmp_path: Pa
         part_of(path, "test", training)
 
 
-def test_the_file_that_a_model_has_learnt_from_is_known_again(tmp_path: Path) -> None:
-    rows = [f"{number * 'ab'} {number},pool\n" for number in range(1, 40)]
-    path = file(tmp_path, "d.csv", "text,label\n" + "".join(rows))
-    split_by: dict[str, Any] = {"seed": 1, "validation": 0.2, "test": 0.2}
-    recorded: dict[str, str] = {part: fingerprint(found) for part, found in split(load_examples(path), **split_by).items()}
-    training = {"recipe": {"split": split_by}, "data_sha256": recorded}
-    with_more = {"recipe": {"split": split_by}, "data_sha256": recorded | {"train": "of the file and of another"}}
-    others = file(tmp_path, "others.csv", "text,label\n" + "".join(rows[:20]) + "nothing like these,pool\n")
-    assert is_training_file(path, training)
-    assert is_training_file(path, with_more)
-    assert not is_training_file(others, training)
-    assert not is_training_file(path, {"recipe": {"split": split_by}})
-    whole: dict[str, Any] = {"seed": 1, "validation": 0, "test": 0}
-    assert is_training_file(
-        path, {"recipe": {"split": whole}, "data_sha256": {"train": fingerprint(split(load_examples(path), **whole)["train"])}}
-    )
-
-
-def test_every_file_that_a_model_has_learnt_from_is_recognised(tmp_path: Path) -> None:
-    data, more, new = (file(tmp_path, f"{name}.csv", f"text,label\n{name} hums,pool\n") for name in ("data", "more", "new"))
-    more.write_text(more.read_text() + "a heron,pool\n")
-    training = {"learnt_from_sha256": [file_fingerprint(load_examples(path)) for path in (data, more)], "recipe": {"split": NO_SPLIT}}
-    assert [is_training_file(path, training) for path in (data, more, new)] == [True, True, False]
-    header, *rows = more.read_text().splitlines(keepends=True)
-    more.write_text("".join([header, *reversed(rows)]))
-    assert is_training_file(more, training), "in whatever order"
-
-
-def test_texts_that_were_held_out_are_known_again_by_their_hashes() -> None:
-    parts = split(made_up(60), seed=1, validation=0.2, test=0.2)
-    training = {"held_out": {part: text_hashes(parts[part]) for part in ("validation", "test")}}
-    assert all(were_held_out(parts["test"], "test", training))
-    assert not any(were_held_out([*parts["train"], *parts["validation"]], "test", training))
-    assert were_held_out([Example(f" {parts['test'][0].text.upper()}", "c")], "test", training) == [True], "case and label aside"
-    assert not any(were_held_out(parts["test"], "test", {}))
-
-
 def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -> None:
-    examples = made_up(600)
+    examples = made_up_examples(600)
     parts = split(examples, seed=1, validation=0.15, test=0.2)
     assert sorted(e.text for part in PARTS for e in parts[part]) == sorted(e.text for e in examples)
     for label in "abc":
@@ -223,7 +182,7 @@ def test_a_split_holds_every_example_once_and_keeps_the_shares_of_each_label() -
 
 
 def test_near_duplicates_stay_together_even_with_different_labels() -> None:
-    twins = [Example(e.text + suffix, label) for e in made_up(60) for suffix, label in (("", e.label), ("!", "b"))]
+    twins = [Example(e.text + suffix, label) for e in made_up_examples(60) for suffix, label in (("", e.label), ("!", "b"))]
     parts = split(twins, seed=3, validation=0.3, test=0.3)
     place = {e.text: part for part in PARTS for e in parts[part]}
     assert [text for text in place if not text.endswith("!") and place[text] != place[text + "!"]] == []
@@ -232,7 +191,7 @@ def test_near_duplicates_stay_together_even_with_different_labels() -> None:
 
 @given(st.randoms(use_true_random=False))
 def test_a_split_does_not_depend_on_the_order_of_the_rows(dice: random.Random) -> None:
-    examples = made_up(40) + [Example(e.text + "?", "a") for e in made_up(10)]
+    examples = made_up_examples(40) + [Example(e.text + "?", "a") for e in made_up_examples(10)]
     shuffled = examples[:]
     dice.shuffle(shuffled)
     left, right = (split(rows, seed=5, validation=0.2, test=0.2) for rows in (examples, shuffled))
@@ -240,7 +199,7 @@ def test_a_split_does_not_depend_on_the_order_of_the_rows(dice: random.Random) -
 
 
 def test_another_seed_gives_another_split() -> None:
-    examples = made_up(100)
+    examples = made_up_examples(100)
     assert split(examples, seed=1, validation=0.2, test=0.2)["test"] != split(examples, seed=2, validation=0.2, test=0.2)["test"]
 
 
@@ -271,7 +230,7 @@ def test_near_duplicates_are_those_of_the_definition(texts: list[str], threshold
 
 
 def test_near_duplicates_are_found_beyond_one_block_of_rows() -> None:
-    texts = [example.text for example in made_up(700)]
+    texts = [example.text for example in made_up_examples(700)]
     texts[650] = texts[3] + "s"
     assert near_duplicates(texts) == [(3, 650)]
 

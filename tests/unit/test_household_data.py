@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.dataset import PARTS, Example, Part, check_labels, load_examples, split, without_copies
+from trainer.dataset import PARTS, Example, Part, check_labels, load_examples, load_rows, split, without_copies
 from trainer.near_duplicates import frames, near_duplicates
 from trainer.recipe import load_recipe
 
@@ -81,7 +81,6 @@ def test_added_rows_move_few_of_the_others(examples: list[Example], parts: dict[
 
 
 def test_what_is_trained_on_alone_copies_nothing_that_is_measured_with(parts: dict[Part, list[Example]]) -> None:
-    more = [example for path in RECIPE.train_only for example in load_examples(ROOT / path)]
+    more = [example for path in RECIPE.train_only for example in check_labels(load_rows(ROOT / path), RECIPE.labels, path, "the recipe")]
     assert more
-    check_labels(more, RECIPE.labels)
     assert without_copies(more, of=[*parts["validation"], *parts["test"], *load_examples(ROOT / "models/household/exam.json")]) == more

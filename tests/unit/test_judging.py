@@ -12,9 +12,13 @@ import pytest
 from tests.unit.parts import StandIn, a_card, a_decision
 from trainer import judging, publish
 from trainer.answers import Answers, prompt_hash
-from trainer.dataset import Example, text_hashes
+from trainer.base import BaseError
+from trainer.build import BuildError
+from trainer.dataset import Example
 from trainer.judging import Published, judge, unlike_the_network
+from trainer.learnt import text_hashes
 from trainer.recipe import Gate, Recipe, RecipeError, load_recipe
+from worker.classifier.model_file import ModelFileError
 
 STARTER = Path(judging.__file__).parent / "recipes" / "starter.yaml"
 PROMPTS = [[1, 10, 2], [1, 11, 2], [1, 12, 13, 2]]
@@ -87,6 +91,22 @@ def test_the_published_model_is_asked_about_what_it_has_not_learnt_where_that_is
     with pytest.raises(RecipeError, match="without a test split"):
         judging.published(recipe, [], False, said.append, lambda *_: None)
     assert judging.published(recipe, [], True, said.append, lambda *_: None) is None
+
+
+@pytest.mark.parametrize("error", [ModelFileError("probe 2 failed"), BuildError("no adapter"), BaseError("is not the base")])
+def test_a_present_model_that_cannot_be_opened_is_replaced_only_by_force(
+    recipe: Recipe, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(publish, "version_in_place", lambda _: "abc123")
+    monkeypatch.setattr(publish, "open_model", cannot)
+    said: list[str] = []
+    with pytest.raises(RecipeError, match=f"cannot be opened .{error}.*--force"):
+        judging.published(recipe, TEST, False, said.append, lambda *_: None)
+    assert judging.published(recipe, TEST, True, said.append, lambda *_: None) is None
+    assert str(error) in said[-1]
 
 
 def test_the_least_accuracy_is_of_the_whole_test_part(recipe: Recipe, served: Answers) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from trainer.build import Adapter
 from trainer.dataset import DataError, Example
+from trainer.learnt import text_hashes
 from trainer.parts import fair_share, of
 from trainer.recipe import Recipe, load_recipe
+from trainer.warm_start import Start
 
 
 def file(name: str, length: int) -> list[Example]:
@@ -70,6 +73,34 @@ def test_examples_that_a_label_has_in_the_data_are_shown_as_often_as_is_said(tmp
     further = Example("candle burns down", "thing")
     assert further in things, "once"
     assert Counter(parts.again) == {example: 2 for example in things if example != further}
+
+
+def a_start(held_out: dict[str, list[str]]) -> Start:
+    hashes = {part: text_hashes([Example(text, "") for text in texts]) for part, texts in held_out.items()}
+    return Start(Adapter({}, 1.0), "0123456789ab", {}, {"held_out": hashes})
+
+
+def test_what_the_model_that_training_goes_on_from_has_learnt_is_held_out_no_more(tmp_path: Path) -> None:
+    files = {}
+    for part, texts in (("validation", ["my goldfish", "the doorbell", "a tortoise"]), ("test", ["green parrot", "a rusty gate"])):
+        files[part] = tmp_path / f"{part}.csv"
+        files[part].write_text("text,label\n" + "".join(f"{text},animal\n" for text in texts))
+    split = {"seed": 7, "validation": 0, "test": 0}
+    chosen = recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, split=split, **files)
+    said: list[str] = []
+    parts = of(chosen, said.append, a_start({"validation": ["my goldfish", "a tortoise"], "test": []})).examples
+    assert [example.text for example in parts["validation"]] == ["my goldfish", "a tortoise"]
+    assert "1 of 3 validation examples left out: 0123456789ab may have learnt them" in "\n".join(said)
+    assert len(parts["test"]) == 2, "nothing would be left to measure with"
+    assert "0123456789ab had another test part" in "\n".join(said)
+    assert len(of(chosen, said.append).examples["validation"]) == 3
+
+
+def test_a_label_that_the_recipe_does_not_list_is_refused_with_its_file_and_row(tmp_path: Path) -> None:
+    more = tmp_path / "more.csv"
+    more.write_text("text,label\ncandle burns down,thing\noak,plant\n")
+    with pytest.raises(DataError, match=r"more\.csv has labels that the recipe does not know:\n  'plant' \(1 rows\): row 3"):
+        of(recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, train_only=more), lambda _: None)
 
 
 def test_small_files_are_taken_whole_and_larger_ones_share_what_room_is_left() -> None:

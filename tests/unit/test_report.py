@@ -215,14 +215,20 @@ def test_a_guarantee_is_told_with_its_condition() -> None:
     assert cells[cells.index("all others together") + 4] == "3"
     text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
     assert "were (which had a say in when training stopped and which weights were taken, so it is a little less than certain): what" in text
-    for digest, exact in (("of the validation part", False), ("of others", True)):
-        metadata["training"]["data_sha256"] = {"train": "of the training part", "validation": "of the validation part"}
-        metadata["training"]["data_rows"] = {"train": 10, "validation": 5}
-        metadata["training"]["calibrated"] = {"time": "2026-01-01", "rows": 52, "sha256": digest}
+    assert "while queries are drawn as those of the validation part were" in text
+    metadata["training"] |= {
+        "data_sha256": {"train": "of the training part", "validation": "of the validation part"},
+        "data_rows": {"train": 10, "validation": 5},
+    }
+    for held_out, seen, exact in ((False, {}, True), (True, {"of_validation": 1}, False), (True, {"of_validation": 0}, True)):
+        if held_out:
+            metadata["training"]["held_out"] = {"validation": "", "test": ""}
+        metadata["training"]["calibrated"] = {"time": "2026-01-01", "rows": 1052, "sha256": "of others"} | seen
         assert ("had a say" not in card.render(metadata, record, MODEL)) == exact
         assert ("had a say" not in report.render(metadata, record)) == exact
     text = card.render(metadata, record, MODEL).replace("\N{NO-BREAK SPACE}", " ")
-    assert "while queries are drawn as those of the validation part were: what is routed is right with at least 98.0 %" in text
+    assert "drawn as the 1,052 queries of its last calibration were: what is routed is right with at least 98.0 %" in text
+    assert "The guarantee, from the 1,052 queries of its last calibration" in report.render(metadata, record)
     assert "of label 0 each by itself, of the others together" in text
 
 
