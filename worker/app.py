@@ -153,6 +153,7 @@ class Worker:
                 max_in_flight=settings.in_flight_limit,
                 max_text_bytes=settings.max_text_bytes,
                 max_deliveries=settings.max_deliveries,
+                batch_timeout_s=settings.batch_timeout_s,
                 message_id_field=settings.deduplicate_by,
             ),
             self._inference_thread,

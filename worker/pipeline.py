@@ -34,6 +34,7 @@ from worker.messages import (
     sampled_trace,
 )
 from worker.metrics import Metrics
+from worker.pace import Pace
 from worker.routing import Streams, route
 
 log = structlog.get_logger("pointsman.pipeline")
@@ -51,6 +52,8 @@ class Limits:
     max_in_flight: int
     max_text_bytes: int
     max_deliveries: int
+    batch_timeout_s: float
+    """The longest that a batch may take; by the model's pace it is kept far from it."""
     message_id_field: str | None = None
     """Where producers name their messages, if repeated ones are to be dropped."""
 
@@ -106,6 +109,7 @@ class Pipeline:
         """Entries decided that Redis does not take for now."""
         self._refusals: set[str] = set()
         self._classifying_since: float | None = None
+        self._pace, self._pace_is_of = Pace(limits.batch_timeout_s), model
 
     async def submit(self, entries: Sequence[Entry]) -> None:
         """Take entries in; returns once there is room for them. Those already in flight are not taken twice."""
@@ -156,21 +160,26 @@ class Pipeline:
             self._changed.notify_all()
 
     async def _next_batch(self) -> list[tuple[Entry, float]]:
-        """All that waits, with when it was read, at most `batch_size` entries and `batch_tokens`; empty once closed."""
+        """All that waits, with when it was read, at most `batch_size` entries and the tokens allowed; empty once closed."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)
             now = time.perf_counter()
             batch: list[tuple[Entry, float]] = []
-            tokens = 0
+            tokens, allowed = 0, min(self._limits.batch_tokens, self._pace_now().allows())
             while self._waiting and len(batch) < self._limits.batch_size:
                 entry, since = self._waiting[0]
                 tokens += self._estimated_tokens(entry)
-                if batch and tokens > self._limits.batch_tokens:
+                if batch and tokens > allowed:
                     break
                 self._waiting.popleft()
                 self._metrics.stage("wait", now - since)
                 batch.append((entry, since))
             return batch
+
+    def _pace_now(self) -> Pace:
+        if self._pace_is_of is not self.model:
+            self._pace, self._pace_is_of = Pace(self._limits.batch_timeout_s), self.model
+        return self._pace
 
     def _estimated_tokens(self, entry: Entry) -> int:
         """From the bytes of its text, which is not parsed yet: four of ASCII a token are usual, any other may be a token."""
@@ -210,7 +219,7 @@ class Pipeline:
         self._metrics.batch(len(queries))
         started = self._classifying_since = time.perf_counter()
         loop = asyncio.get_running_loop()
-        model = self.model
+        model, pace = self.model, self._pace_now()
         try:
             texts = [query.text for query in queries]
             decisions = await loop.run_in_executor(self._inference_thread, model.classify, texts)
@@ -223,7 +232,9 @@ class Pipeline:
                 await self._leave_pending([queries[0].entry.id])
                 return []
             return [decided for query in queries for decided in await self._classify_all([query])]
-        self._metrics.stage("classify", time.perf_counter() - started)
+        took = time.perf_counter() - started
+        self._metrics.stage("classify", took)
+        pace.took(sum(self._estimated_tokens(query.entry) for query in queries), took)
         return [(query, decision, model.card) for query, decision in zip(queries, decisions, strict=True)]
 
     async def _deliver(self, batch: Sequence[Outgoing], tasks: asyncio.TaskGroup) -> None:

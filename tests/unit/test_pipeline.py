@@ -106,6 +106,7 @@ async def starting() -> AsyncIterator[Start]:
             batch_size: int = 4,
             batch_tokens: int = 1000,
             max_in_flight: int = 64,
+            batch_timeout_s: float = 10.0,
             message_id_field: str | None = None,
         ) -> Running:
             limits = Limits(
@@ -115,6 +116,7 @@ async def starting() -> AsyncIterator[Start]:
                 max_in_flight=max_in_flight,
                 max_text_bytes=100,
                 max_deliveries=3,
+                batch_timeout_s=batch_timeout_s,
                 message_id_field=message_id_field,
             )
             made.append(Running(classify, limits, executor))
@@ -181,6 +183,28 @@ async def test_a_batch_of_long_queries_is_cut_at_the_token_budget_and_one_too_lo
     await running.pipeline.submit([Entry(f"{number}-0", {b"text": b"x" * length}) for number, length in enumerate(lengths, start=1)])
     assert len(await running.finish()) == len(lengths)
     assert sizes == [[16, 16], [16], [80], [4, 4]]
+
+
+async def test_a_model_that_is_slow_is_given_less_at_a_time_and_the_next_model_is_not(start: Start) -> None:
+    sizes: list[int] = []
+
+    def slow(texts: Sequence[str]) -> list[Decision]:
+        sizes.append(len(texts))
+        time.sleep(SHORT_S)
+        return instant_classify(texts)
+
+    def quick(texts: Sequence[str]) -> list[Decision]:
+        sizes.append(len(texts))
+        return instant_classify(texts)
+
+    running = await start(slow, batch_size=4, batch_timeout_s=SHORT_S / 10)
+    await running.pipeline.submit(entries(7))
+    await until(lambda: len(running.delivery.taken) == 7)
+    assert sizes == [4, 1, 1, 1], "less than a batch may take is no more than one"
+    running.pipeline.model = StandIn(quick)
+    await running.pipeline.submit(entries(4, first=8))
+    await running.finish()
+    assert sizes == [4, 1, 1, 1, 4]
 
 
 async def test_the_estimate_is_of_the_text_that_is_classified_and_of_the_tokens_that_other_alphabets_may_take(start: Start) -> None:
