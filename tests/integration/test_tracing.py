@@ -30,8 +30,6 @@ from worker.tracing import Tracing
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 LIMITS = Limits(
-    
-)
     batch_size=64, batch_tokens=1000, max_query_tokens=100, max_in_flight=64, max_text_bytes=100, max_deliveries=3, batch_timeout_s=10
 )
 

@@ -22,8 +22,6 @@ from worker.hotswap import HotSwap, look
 from worker.pipeline import Decides, Limits
 
 LIMITS = Limits(
-    
-)
     batch_size=4, batch_tokens=1000, max_query_tokens=100, max_in_flight=64, max_text_bytes=100, max_deliveries=3, batch_timeout_s=10
 )
 Decide = Callable[[Sequence[str]], list[Decision]]
