@@ -15,11 +15,13 @@ from rich.table import Table
 
 from trainer import build as building
 from trainer import dataset
-from trainer.base import Base
+from trainer.base import Base, cache_directory
 from trainer.dataset import DataError
 from trainer.recipe import Gate
 from trainer.terminal import REFUSED, DataFile, Json, SplitName, console, progress
 from worker.classifier import Classifier
+from worker.classifier.formats import FORMATS, in_format
+from worker.classifier.model_file import content_hash
 
 app = typer.Typer()
 
@@ -93,6 +95,9 @@ def peers(
     split: SplitName = "all",
     train: TrainFiles = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often all classify all.")] = 3,
+    weight_format: Annotated[
+        str | None, typer.Option("--format", help="The weight format that the engine shall have; else the file's.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare with other classifiers, and with the same weights in torch, on these queries and this machine.
@@ -101,12 +106,15 @@ def peers(
     """
     from trainer import peers as measuring  # torch and scikit-learn
 
+    if weight_format is not None and weight_format not in FORMATS:
+        raise DataError(f"there is no format {weight_format}: use {', '.join(FORMATS)}")
     metadata = building.read_metadata(building.directory_of(model))
     test = dataset.part_of(data, split, metadata["training"])
     taught = learnt_from(train or [], data, split, metadata["training"], test)
+    served = in_format(model, weight_format, cache_directory(), content_hash(model)) if weight_format else None
     with progress() as bar:
         task = bar.add_task("comparing", total=None)
-        found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what))
+        found, peak = measuring.compare(model, taught, test, rounds, lambda what: bar.update(task, description=what), served)
     if as_json:
         print(json.dumps({"train": len(taught), "n": len(test)} | measuring.as_dict(found, peak)))
         return

@@ -57,19 +57,24 @@ class Peak:
 
 
 def compare(
-    model: Path, train: Sequence[Example], test: Sequence[Example], rounds: int, on_step: Callable[[str], None]
+    model: Path, train: Sequence[Example], test: Sequence[Example], rounds: int, on_step: Callable[[str], None], served: Path | None = None
 ) -> tuple[list[Peer], Peak]:
-    """Train the peers on `train`, then let all classify `test`, `rounds` times in turns."""
+    """Train the peers on `train`, then let all classify `test`, `rounds` times in turns.
+
+    Args:
+        served: the model in another weight format, if the engine shall have that.
+    """
     torch.set_num_threads(available_cores())  # as many as the engine's
-    classifier = Classifier.open(model)
+    classifier = Classifier.open(served or model)
     texts, truth = [example.text for example in test], [example.label for example in test]
     on_step("training TF-IDF + linear SVM")
     taught: dict[str, Predict] = {"TF-IDF + linear SVM": tfidf_svm(train)}
     if importlib.util.find_spec(MINILM_PACKAGE):
         on_step("training MiniLM + logistic regression")
         taught["MiniLM embeddings + logistic regression"] = minilm_regression(train)
+    ours = f"Pointsman's engine, {classifier.weight_format}"
     predictors: dict[str, Predict] = {
-        "Pointsman's engine": lambda some: [decision.label for decision in classifier.classify(some)],
+        ours: lambda some: [decision.label for decision in classifier.classify(some)],
         **taught,
         f"same weights in torch, {str(hardware_precision()).removeprefix('torch.')}, sorted batches of 32": same_weights_in_torch(
             model, classifier
@@ -94,7 +99,7 @@ def compare(
     peak = matmul_peak(model, median(computed))
     known = set(classifier.card.labels.names)
     classifier.close()
-    engine = rates["Pointsman's engine"]
+    engine = rates[ours]
     peers = []
     for name, found in rates.items():
         accuracy = agreement(given[name], truth) if name in taught or set(truth) <= known else None

@@ -264,6 +264,22 @@ def test_a_beginning_that_comes_again_and_again_is_no_longer_computed_and_change
             saved.append(decision.tokens + len(holding.trie.steps) - (holding.tokens_computed - before))
             assert largest_difference(table([decision]), one_by_one(named, [text])) < F32_TOLERANCE
         assert saved == [4, 4, 1, 0]
+
+        for number in range(140):
+            holding.classify([f"Please send me {number}"])
+        mixed = ["How long do I boil an egg?", "Please send me a plumber.", "Please send it back.", "Can you wash my car?"]
+        before = holding.tokens_computed
+        decisions = holding.classify(mixed)
+        computed = holding.tokens_computed - before - len(mixed) * len(holding.trie.steps)
+        assert sum(decision.tokens for decision in decisions) - computed >= 7, "what was held first, and what came since"
+        assert largest_difference(table(decisions), one_by_one(named, mixed)) < F32_TOLERANCE
+
+        holding._engine._cache.drop()
+        holding._engine._hold(holding._engine._cache.paths)
+        before = holding.tokens_computed
+        (decision,) = holding.classify(mixed[:1])
+        assert holding.tokens_computed - before == decision.tokens + len(holding.trie.steps), "nothing is held"
+        assert largest_difference(table([decision]), one_by_one(named, mixed[:1])) < F32_TOLERANCE
     finally:
         holding.close()
 

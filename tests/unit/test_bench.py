@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError
 
 import pytest
 from rich.console import Console
 
+from worker.bench import engine, report, service
 from worker.bench.engine import EngineFigures, spread, unlike_texts
 from worker.bench.report import CEILINGS, GOALS, PACKAGES, Report, lines, save, table
 from worker.bench.rounds import rates, ratio
 from worker.bench.service import Flow, Latency, Memory
+from worker.classifier import EngineOptions, tuning
+from worker.errors import Fatal
+from worker.settings import Settings
 from worker.worker_process import open_local
 
 FIGURES = EngineFigures(
@@ -125,3 +132,71 @@ def test_this_machines_own_ports_are_reached_whatever_proxy_is_set(monkeypatch: 
             open_local(f"http://127.0.0.1:{server.server_port}/", timeout=10)
         answering.join()
     assert caught.value.code == 501, "the server answers, which knows no method"
+
+
+class Growing:
+    """A Redis whose one output stream has a message more each time it is asked, up to `stops_at`."""
+
+    def __init__(self, stops_at: int) -> None:
+        self.there, self.stops_at = 0, stops_at
+
+    def pipeline(self, **_: object) -> Growing:
+        return self
+
+    def xlen(self, _: str) -> None:
+        self.there = min(self.there + 1, self.stops_at)
+
+    def execute(self) -> list[int]:
+        return [self.there]
+
+
+def test_a_slow_model_is_waited_for_as_long_as_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PATIENCE_S", 0.5)
+    going, stuck = (SimpleNamespace(redis=Growing(stops_at), outputs=("o",)) for stops_at in (100, 3))
+    began = time.monotonic()
+    service._wait(going, 12)  # type: ignore[arg-type]
+    assert time.monotonic() - began > 0.5, "longer than a worker may be silent"
+    with pytest.raises(Fatal, match="3 of 12 messages were published, and none for"):
+        service._wait(stuck, 12)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("quick", "half"), [(True, 44.0), (False, 44.0)])
+def test_a_whole_run_takes_its_ratios_from_what_was_measured(
+    quick: bool, half: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The measuring is stood in for: 88 messages/s through Redis and 100 alone, 30,000/s with the stand-in and 60,000 by bare redis-py."""
+    asked: list[str] = []
+
+    def latency(_: object, _texts: object, per_s: float, _seconds: float, _decode: object) -> Latency:
+        return Latency(per_s, 10, 26.0, 20.0 + per_s, 20.0)
+
+    def measured(*_: object, server: Path | None, **__: object) -> EngineFigures:
+        asked.append(str(server))
+        return FIGURES
+
+    @contextmanager
+    def nothing(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(tuning, "choose", lambda path, *_, **__: (path, EngineOptions()))
+    monkeypatch.setattr(report, "machine", lambda *_: dict(REPORT.machine) | {"labels": ["pool"]})
+    monkeypatch.setattr(engine, "measure", measured)
+    monkeypatch.setattr(engine, "prefill", nothing)
+    monkeypatch.setattr(service, "make", lambda *_: None)
+    monkeypatch.setattr(service, "clear", lambda *_: None)
+    monkeypatch.setattr(service, "worker", nothing)
+    monkeypatch.setattr(service, "redis_version", lambda _: "7.2")
+    monkeypatch.setattr(service, "through_redis", lambda *_: (Flow(88.0, 50.0), 100.0))
+    monkeypatch.setattr(service, "stand_in", lambda *_: (Flow(30_000.0, 10.0), 60_000.0))
+    monkeypatch.setattr(service, "latency", latency)
+    monkeypatch.setattr(service, "scale_out", lambda _, count, *__, **___: Flow(200.0 * count, 20.0))
+    monkeypatch.setattr(service, "memory", lambda _, __, count: Memory(count, 500.0, 500.0, 600.0))
+    settings = Settings(model=tmp_path / "model.gguf", cache_dir=tmp_path)
+    made = report.bench(settings, ["q"], Console(quiet=True), quick=quick, redis_url="redis://nowhere", server=Path("llama-server"))
+    assert asked == ["llama-server"]
+    assert made.ratios["through Redis / engine"] == pytest.approx(0.88)
+    assert made.ratios["stand-in / bare redis-py"] == 0.5
+    assert made.ratios["engine / llama-server"] == FIGURES.to_server
+    assert made.ratios["p50 alone / forward pass"] == pytest.approx(1.3)
+    assert made.ratios["p99 at half load / forward pass"] == pytest.approx((20 + half) / 20)
+    assert (made.memory is None, made.scale_out == {}) == (quick, quick)

@@ -34,6 +34,8 @@ GOALS = {
     "through Redis / engine": 0.97,
     "stand-in / bare redis-py": 0.4,
 }
+STAND_IN_PER_S = 15_000
+"""Messages that a worker shall move without a model's work, so that a GPU would not starve."""
 CEILINGS = {"p50 alone / forward pass": 1.3, "p99 at half load / forward pass": 3.0}
 PACKAGES = ("pointsman", "llama-cpp-python", "faststream", "redis")
 SCALE_PACE_S = 0.005
@@ -168,6 +170,9 @@ def table(report: Report) -> Table:
         reached = value <= CEILINGS[name] if name in CEILINGS else value >= GOALS[name]
         goal = f"<= {CEILINGS[name]:g}" if name in CEILINGS else f">= {GOALS[name]:g}"
         grid.add_row(name, f"{value:.2f}", goal, "ok" if reached else "missed", style="" if reached else "yellow")
+    reached = report.stand_in.messages_per_s >= STAND_IN_PER_S
+    moved, goal = f"{report.stand_in.messages_per_s:,.0f}", f">= {STAND_IN_PER_S:,}"
+    grid.add_row("stand-in, messages/s", moved, goal, "ok" if reached else "missed", style="" if reached else "yellow")
     return grid
 
 

@@ -31,6 +31,7 @@ MAX_SEQUENCES = 256
 _TILE = 64
 """llama.cpp's attention on a CPU goes through the KV cache in tiles of so many cells (GGML_FA_TILE_KV), and skips a tile
 that no query of a tile sees. So what all queries may share lies in as few tiles as possible: the first."""
+_CPU_CALL, _GPU_CALL = 255, 2048
 _NO_STEPS = build_trie([[0], [1]])
 """One sequence a row: the layout of text that no label follows."""
 _SORTED_AT_ONCE = 4096
@@ -45,15 +46,23 @@ class EngineError(Exception):
 class EngineOptions:
     """How much llama.cpp computes at a time, and with how many threads."""
 
-    batch_tokens: int = 255
-    """Query tokens in one call, unless one query alone is longer. llama.cpp's attention looks at its cache in steps of 256
-    cells; with a prefix of one token these fill one step, and larger calls are slower on a CPU."""
+    batch_tokens: int | None = None
+    """Query tokens in one call, unless one query alone is longer. None: what suits the device, see `call_tokens`."""
     micro_batch_tokens: int = 512
     sequences: int = 64
     """llama.cpp sequences in one call: queries times branches of the trie."""
     threads: int | None = None
     hold_prefixes: bool = True
     """Whether common beginnings of queries stay in the KV cache."""
+
+
+def call_tokens(options: EngineOptions, *, on_gpu: bool) -> int:
+    """Query tokens in one call: as set, else by the device.
+
+    llama.cpp's attention looks at its cache in steps of 256 cells; with a prefix of one token, 255 fill one step, and larger calls are
+    slower on a CPU. A GPU has a width to fill, for which llama.cpp's own default is taken.
+    """
+    return options.batch_tokens or (_GPU_CALL if on_gpu else _CPU_CALL)
 
 
 def system_info() -> str:
@@ -94,7 +103,7 @@ class Engine:
     """One llama.cpp context over a loaded model. Not thread-safe: one thread owns it."""
 
     def __init__(self, model: LoadedModel, prefix_ids: Sequence[int], trie: Trie, longest_query: int, options: EngineOptions) -> None:
-        self._model, self._trie, self._options = model, trie, options
+        self._model, self._trie = model, trie
         self.tokens_computed = 0
         """Tokens that llama.cpp was given so far, the prompt's prefix included."""
         if trie.n_branches > MAX_SEQUENCES:
@@ -108,7 +117,8 @@ class Engine:
         self._queries_per_call = n_sequences // trie.n_branches
         self._ends = np.asarray(model.end_tokens, dtype=np.int64)
         self._longest_query = longest_query
-        self._capacity = max(options.batch_tokens, longest_query) + self._queries_per_call * len(trie.steps)
+        self._call_tokens = call_tokens(options, on_gpu=model.on_gpu)
+        self._capacity = max(self._call_tokens, longest_query) + self._queries_per_call * len(trie.steps)
 
         params = context_params(model, options)
         params.n_ctx = self._prefix_length + self._capacity + held_cells + 32
@@ -121,7 +131,11 @@ class Engine:
             raise EngineError(f"llama.cpp made no context for {model.path}: too little memory?")
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(params.n_batch, n_sequences + held_cells)
-        self._share_prefix(prefix_ids, n_sequences + held_cells)
+        try:
+            self._share_prefix(prefix_ids, n_sequences + held_cells)
+        except EngineError:
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._context is not None:
@@ -154,7 +168,7 @@ class Engine:
 
     def _calls(self, shared: Ints, lengths: Ints) -> Iterator[slice]:
         """Cut distinct queries, in order, into runs that fit one call each."""
-        budget = self._options.batch_tokens
+        budget = self._call_tokens
         if int(lengths.max()) > self._longest_query:
             raise EngineError(f"a query of {lengths.max()} tokens is longer than {self._longest_query}")
         start = tokens = 0

@@ -59,6 +59,8 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
             partial = Path(file.name)  # of this process alone: several workers may share the cache
         try:
             _quantise(master, weight_format, partial)
+            if content_hash(master) != master_hash:
+                raise ModelFileError(f"{master} was replaced while {weight_format} was made of it: try again")
             made_hash = content_hash(partial)
             partial.replace(path)
         finally:

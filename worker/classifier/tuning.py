@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from worker.classifier.classifier import Classifier
 from worker.classifier.cores import available_cores
-from worker.classifier.engine import EngineError, EngineOptions, layers_on_gpu
+from worker.classifier.engine import EngineError, EngineOptions, call_tokens, layers_on_gpu
 from worker.classifier.formats import FORMATS, cached, forget, in_format
 from worker.classifier.labels import agreement
 from worker.classifier.model_file import ModelFileError, content_hash
@@ -138,7 +138,8 @@ def measure(
         ModelFileError: the model cannot be used as it is.
     """
     cores = available_cores()
-    best = Profile(None, None, base.batch_tokens, base.micro_batch_tokens)
+    on_gpu = layers_on_gpu(n_gpu_layers) != 0
+    best = Profile(None, None, call_tokens(base, on_gpu=on_gpu), base.micro_batch_tokens)
     base = replace(base, hold_prefixes=False)  # what is held depends on what came before, which would favour the longest at work
 
     def start(profile: Profile) -> Classifier:
@@ -192,9 +193,9 @@ def measure(
             if base.threads is None:
                 for threads in sorted({max(1, cores // 2), max(1, cores * 3 // 4)} - {cores}):
                     challenge(f"{threads} threads", replace(best, threads=threads))
-            for tokens in (127, 511, 1023):
+            for tokens in (511, 1023, 4095) if on_gpu else (127, 511, 1023):
                 challenge(f"calls of {tokens} tokens", replace(best, batch_tokens=tokens))
-            for tokens in (128, 256):
+            for tokens in (1024, 2048) if on_gpu else (128, 256):
                 challenge(f"micro-batches of {tokens} tokens", replace(best, micro_batch_tokens=tokens))
     finally:
         standing.close()
