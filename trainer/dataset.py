@@ -216,11 +216,6 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def file_fingerprint(examples: Sequence[Example]) -> str:
-    """The same in whatever order they stand."""
-    return fingerprint(sorted(examples, key=lambda example: (example.text, example.label)))
-
-
 def split(examples: Sequence[Example], *, seed: int, validation: float, test: float) -> dict[Part, list[Example]]:
     """A stratified, seeded split in which near-duplicates never fall into different parts.
 

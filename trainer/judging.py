@@ -38,7 +38,7 @@ def published(recipe: Recipe, test: Sequence[Example], force: bool, say: Callabl
         RecipeError: there is a published model, and nothing to compare it on, or it cannot be opened.
     """
     path = build.model_file_of(recipe.output)
-    if not path.is_file() and publish.version_in_place(recipe.output) is None:
+    if not path.is_file() and not (recipe.output / build.METADATA_FILE).is_file():
         return None
     if not test:
         if force:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from trainer import build, dataset, learnt, publish, registry, work
-from trainer.dataset import DataError, Example
+from trainer.dataset import DataError
 from trainer.files import write_whole
 from trainer.recipe import Review, review_of
 from trainer.registry import Judgement
@@ -78,14 +77,14 @@ def calibrate(
     confidence: Annotated[
         float | None,
         typer.Option(
-            help="Guarantee it at this confidence, by label where there are queries enough; else at the one that the model has, if any.",
+            help="Guarantee it at this confidence, by label where there are queries enough; else at the model's own, if no share is given.",
             show_default=False,
         ),
     ] = None,
     out_of_scope_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of the queries to come that belong to no label, where that is not the file's.",
+            help="Share of the queries to come that belong to no label; else the file's, whatever share the model has.",
             show_default=False,
         ),
     ] = None,
@@ -106,7 +105,16 @@ def calibrate(
         out_of_scope_share=out_of_scope_share,
     )
     names = [label["name"] for label in metadata["labels"]["labels"]]
-    examples = _not_learnt(dataset.part_of(data, split, training, names), data, split, training)
+    found = dataset.part_of(data, split, training, names)
+    kept = learnt.unlearnt(found, split, training)
+    if kept is None:
+        raise DataError(
+            f"the model has learnt from these queries of {data}, or may have, and is surer of what it has learnt: "
+            "give others, that it has not seen"
+        )
+    if len(kept) < len(found):
+        console.print(f"{len(found) - len(kept)} of {len(found)} queries left out: the model has learnt them", soft_wrap=True)
+    examples = [found[row] for row in kept]
     with work.alone(model):
         entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True), force=force)
         if entry is None:
@@ -143,20 +151,6 @@ def harvest_command(
     out.print(
         f"{changed}, {len(found.unusable)} unusable and left in the stream; {found.trimmed} deleted from it; {output} has {found.rows} rows"
     )
-
-
-def _not_learnt(examples: list[Example], source: Path, split: str, training: Mapping[str, Any]) -> list[Example]:
-    """Those that the model has not learnt, and is no surer of than of others; raises DataError if that is not most of them."""
-    if split in ("all", "train"):
-        if learnt.is_training_file(source, training):
-            raise DataError(f"the model has learnt from {source}, and is surer of what it has learnt: give queries that it has not seen")
-        return examples
-    kept = learnt.unlearnt(examples, "test" if split == "test" else "validation", training)
-    if kept is None:
-        raise DataError(f"the {split} part of {source} is not the one that the model was kept from seeing: give the data of its training")
-    if dropped := len(examples) - len(kept):
-        console.print(f"{dropped} of {len(examples)} queries left out: the model may have learnt them", soft_wrap=True)
-    return [examples[row] for row in kept]
 
 
 def _say_published(model: Path, version: str, before: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer import build as building
-from trainer import dataset
+from trainer import dataset, learnt
 from trainer.base import Base, cache_directory
-from trainer.dataset import DataError
+from trainer.dataset import DataError, Example
 from trainer.recipe import Gate
 from trainer.terminal import REFUSED, DataFile, Json, SplitName, console, progress
 from worker.classifier import Classifier
@@ -38,7 +38,7 @@ def evaluate(
     from trainer import evaluate as measuring  # scikit-learn is not needed to build
 
     classifier = Classifier.open(model)
-    examples = dataset.part_of(data, split, dict(classifier.card.training), classifier.card.labels.names)
+    examples = _queries(data, split, classifier.card.training, classifier.card.labels.names)
     with progress() as bar:
         task = bar.add_task("classifying", total=len(examples))
         decisions = measuring.decide(classifier, examples, lambda done: bar.update(task, completed=done))
@@ -70,7 +70,7 @@ def baseline(
     classifier = Classifier.open(building.model_file_of(model) if model.is_dir() else model)
     card = classifier.card
     classifier.close()
-    examples = dataset.part_of(data, split, dict(card.training), card.labels.names)
+    examples = _queries(data, split, card.training, card.labels.names)
     with progress() as bar:
         task = bar.add_task("asking the untuned base", total=2 * len(examples))
         figures = measuring.baseline(card, Base.path_recorded_in(card.training), examples, lambda done: bar.update(task, completed=done))
@@ -109,7 +109,7 @@ def peers(
     if weight_format is not None and weight_format not in FORMATS:
         raise DataError(f"there is no format {weight_format}: use {', '.join(FORMATS)}")
     metadata = building.read_metadata(building.directory_of(model))
-    test = dataset.part_of(data, split, metadata["training"])
+    test = _queries(data, split, metadata["training"])
     taught = learnt_from(train or [], data, split, metadata["training"], test)
     served = in_format(model, weight_format, cache_directory(), content_hash(model)) if weight_format else None
     with progress() as bar:
@@ -159,7 +159,7 @@ def report(
     if data is None and (peers or baseline or formats):
         raise DataError("there is nothing to measure with: give --data FILE")
     if data is not None:
-        examples = dataset.part_of(data, split, training, [label["name"] for label in metadata["labels"]["labels"]])
+        examples = _queries(data, split, training, [label["name"] for label in metadata["labels"]["labels"]])
         taught = learnt_from(train or [], data, split, training, examples) if peers else []
         base = (Base.path_recorded_in(training), baseline) if baseline else None
         gguf = building.model_file_of(model) if model.is_dir() else model
@@ -209,6 +209,16 @@ def parity_command(
             console.print(words, style="red", soft_wrap=True)
     if complaints:
         raise typer.Exit(REFUSED)
+
+
+def _queries(data: Path, split: str, training: Mapping[str, Any], labels: Iterable[str] | None = None) -> list[Example]:
+    """What a model is measured on. Of a part that was held out from training, less what it had learnt before: see `--from`."""
+    examples = dataset.part_of(data, split, training, labels)
+    kept = learnt.unlearnt(examples, split, training) if split in ("validation", "test") and "texts" in training else None
+    if kept is None or len(kept) == len(examples):
+        return examples
+    console.print(f"{len(examples) - len(kept)} of {len(examples)} queries left out: the model has learnt them", soft_wrap=True)
+    return [examples[row] for row in kept]
 
 
 def learnt_from(

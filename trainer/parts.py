@@ -24,16 +24,14 @@ class Parts:
     examples: dict[Part, list[Example]]
     again: list[Example]
     """What an epoch of training shows besides: examples of `data` whose label is repeated, each as often as it is shown more than once."""
-    learnt_from_sha256: tuple[str, ...]
-    """Fingerprints of the files that are trained on; that of `data` is of all its rows, held out or not."""
 
 
 def of(recipe: Recipe, say: Callable[[str], None], start: Start | None = None) -> Parts:
     """All examples of the recipe's files by part.
 
     Args:
-        start: the model that training goes on from. Then so many are trained on as the recipe's `continuing` says, and what it has
-            learnt is held out from it no more.
+        start: the model that training goes on from. Then so many are trained on as the recipe's `continuing` says, and of what is
+            held out that is left out which it has learnt.
 
     Raises:
         DataError: a file cannot be used, or nothing is left to train on or to validate by.
@@ -54,7 +52,7 @@ def of(recipe: Recipe, say: Callable[[str], None], start: Start | None = None) -
             "that are not nearly the same; add examples, raise split.validation, or name a file of their own (validation)"
         )
     if start is not None:
-        _drop_learnt(start, parts, say)
+        _drop_learnt(start, parts, files, say)
     parts["train"] = _curated(recipe.data, parts["train"], say)
     out_of_scope.check(parts["validation"], recipe.out_of_scope, recipe.review.out_of_scope_share)
     _say_untested(recipe, parts, say)
@@ -70,7 +68,7 @@ def of(recipe: Recipe, say: Callable[[str], None], start: Start | None = None) -
         say(f"data      no example of {', '.join(absent)} is trained on: the model will hardly give these labels")
     of_data = {id(example) for example in taught[0]}
     again = [example for example in parts["train"] if id(example) in of_data for _ in range(recipe.repeat.get(example.label, 1) - 1)]
-    return Parts(recipe, parts, again, tuple(dataset.file_fingerprint(each) for each in (examples, *further)))
+    return Parts(recipe, parts, again)
 
 
 def _curated(source: Path, examples: Sequence[Example], say: Callable[[str], None]) -> list[Example]:
@@ -114,18 +112,17 @@ def _of_known_labels(recipe: Recipe, path: Path) -> list[Example]:
     return dataset.check_labels(dataset.load_rows(path), recipe.labels, path, "the recipe")
 
 
-def _drop_learnt(start: Start, parts: dict[Part, list[Example]], say: Callable[[str], None]) -> None:
-    """Take from what is held out what the model that training goes on from has learnt: data that has grown is split anew."""
-    held_out: tuple[Part, ...] = ("validation", "test")
-    for part in held_out:
+def _drop_learnt(start: Start, parts: dict[Part, list[Example]], files: dict[Part, Path | None], say: Callable[[str], None]) -> None:
+    """Take from what is held out what the model that training goes on from has learnt: data that has grown is split anew.
+
+    Of a file of its own all stays: it repeats what is trained on or not, and is measured as it is.
+    """
+    for part, own in files.items():
         examples, kept = parts[part], learnt.unlearnt(parts[part], part, start.training)
         if kept is None:
-            say(
-                f"data      {start.version} had another {part} part: it may have learnt more than half of these examples, "
-                "so what is chosen or measured by them flatters"
-            )
-        elif len(kept) < len(examples):
-            say(f"data      {len(examples) - len(kept)} of {len(examples)} {part} examples left out: {start.version} may have learnt them")
+            say(f"data      {start.version} may have learnt most of the {part} examples: what is chosen or measured by them flatters")
+        elif own is None and len(kept) < len(examples):
+            say(f"data      {len(examples) - len(kept)} of {len(examples)} {part} examples left out: {start.version} has learnt them")
             parts[part] = [examples[row] for row in kept]
 
 

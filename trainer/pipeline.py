@@ -106,7 +106,7 @@ def _run(
     trained = time.monotonic()
     metadata = _metadata(recipe, codes, data, base, log)
     if start is not None:
-        metadata["training"] |= _inherited(start, data)
+        metadata["training"] = _continued(metadata["training"], start)
     held_out: dict[str, list[Example]] = {part: parts[part] for part in HELD_OUT if parts[part]}
     answers = ask(base, directory, metadata, held_out, progress)
     metadata = _measure(recipe, metadata, held_out, answers, directory, say)
@@ -267,8 +267,7 @@ def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log
             "files": recipe.files(),
             "data_sha256": {part: dataset.fingerprint(parts[part]) for part in dataset.PARTS},
             "data_rows": {part: len(parts[part]) for part in dataset.PARTS},
-            "learnt_from_sha256": list(data.learnt_from_sha256),
-            "held_out": {part: learnt.text_hashes(parts[part]) for part in HELD_OUT},
+            "texts": {part: learnt.text_hashes(parts[part]) for part in learnt.RECORDED},
             "steps": log.steps,
             "losses": log.losses,
             "eval_losses": [(each.step, round(each.loss, 4)) for each in log.evaluations],
@@ -281,19 +280,11 @@ def _metadata(recipe: Recipe, codes: Sequence[str], data: Parts, base: Path, log
     }
 
 
-def _inherited(start: Start, data: Parts) -> dict[str, Any]:
-    """What is to be recorded otherwise where training went on from a model: it has learnt what that one had."""
-    before = start.training.get("learnt_from_sha256", ())
-    held = {}
-    for part in HELD_OUT:
-        examples = data.examples[part]
-        unseen = learnt.were_held_out(examples, part, start.training)
-        held[part] = [example for example, kept in zip(examples, unseen, strict=True) if kept]
-    return {
-        "continues": start.version,
-        "learnt_from_sha256": list(dict.fromkeys([*before, *data.learnt_from_sha256])),
-        "held_out": {part: learnt.text_hashes(examples) for part, examples in held.items()},
-    }
+def _continued(training: Mapping[str, Any], start: Start) -> dict[str, Any]:
+    """The metadata of a training that went on from a model: it has learnt what that one had, and does not tell where that one does not."""
+    texts, before = training["texts"], start.training.get("texts")
+    told = {} if before is None else {"texts": {part: learnt.joined(before[part], texts[part]) for part in learnt.RECORDED}}
+    return {name: value for name, value in training.items() if name != "texts"} | {"continues": start.version} | told
 
 
 def _measure(

@@ -173,9 +173,12 @@ def _put_in_place(source: Path, directory: Path, gguf: Path) -> None:
 
 
 def _adopt(directory: Path) -> str | None:
-    """The version in place, which is kept and registered if it is not yet."""
-    mend(directory)
-    version = version_in_place(directory)
+    """The version in place, which is kept and registered if it is not yet; None also where its metadata cannot be read."""
+    try:
+        mend(directory)
+        version = version_in_place(directory)
+    except build.BuildError:
+        return None
     if version is None or not _belong_together(directory, version):
         return version
     _keep(directory, directory, version)

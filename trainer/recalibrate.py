@@ -67,10 +67,10 @@ def recalibrate(
         say(f"          {reason}")
     drop, limit = accuracy[0] - accuracy[1], Gate.model_validate(metadata["training"]["recipe"].get("gate", {})).accuracy_drop
     if drop > limit:
-        reason += f", which falls by more than {limit}"
         if not force:
-            say("refused   the accuracy on these queries would fall: give more of them, or --force to publish it all the same")
+            say(f"refused   the accuracy on these queries would fall by more than {limit}: give more, or --force to publish it")
             return None
+        reason += f", which falls by more than {limit}"
     # By a temperature alone the likeliest label stays the likeliest; with offsets only equal calibrations answer all alike.
     same_answers = after == before if after.offsets or before.offsets else True
     if not same_answers:
@@ -92,8 +92,9 @@ def _write(
     """Metadata and GGUF of the candidate, with what the newly calibrated model answers to the examples."""
     training = metadata["training"]
     training["recipe"] = training["recipe"] | {"review": review.model_dump(mode="json")}
-    seen = sum(learnt.were_held_out(examples, "validation", training))
-    training["calibrated"] = {"time": registry.now(), "rows": len(examples), "sha256": dataset.fingerprint(examples), "of_validation": seen}
+    training["calibrated"] = {"time": registry.now(), "rows": len(examples), "sha256": dataset.fingerprint(examples)}
+    if "texts" in training:
+        training["calibrated"]["of_validation"] = sum(learnt.are_among(examples, training["texts"]["validation"]))
     training["version"] = build.content_version(work / build.ADAPTER_FILE, metadata)
     probes = [Example(probe["text"], probe["label"]) for probe in metadata["probes"]["probes"]]
     metadata["probes"] = metadata["probes"] | {"probes": []}

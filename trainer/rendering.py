@@ -47,11 +47,9 @@ def _calibrated_on(training: Mapping[str, Any]) -> str:
 def _unseen(training: Mapping[str, Any]) -> bool:
     """Whether the model was calibrated on queries that nothing else of it was chosen by: then a guarantee is exact."""
     calibrated, data = training.get("calibrated"), training.get("data_sha256")
-    if calibrated is None:
+    if calibrated is None or not isinstance(data, Mapping):
         return False
-    if "of_validation" in calibrated and "held_out" in training:
-        return bool(calibrated["of_validation"] == 0)
-    return isinstance(data, Mapping) and calibrated["sha256"] not in data.values()
+    return calibrated["sha256"] not in data.values() and not calibrated.get("of_validation")
 
 
 def competitors(metadata: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:

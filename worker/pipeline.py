@@ -234,7 +234,8 @@ class Pipeline:
             return [decided for query in queries for decided in await self._classify_all([query])]
         took = time.perf_counter() - started
         self._metrics.stage("classify", took)
-        pace.took(sum(self._estimated_tokens(query.entry) for query in queries), took)
+        distinct = {query.text: query.entry for query in queries}  # the model computes a text once
+        pace.took(sum(map(self._estimated_tokens, distinct.values())), took)
         return [(query, decision, model.card) for query, decision in zip(queries, decisions, strict=True)]
 
     async def _deliver(self, batch: Sequence[Outgoing], tasks: asyncio.TaskGroup) -> None:

@@ -42,7 +42,7 @@ def test_what_a_few_steps_of_training_lead_to_answers_alike_as_a_gguf(tmp_path: 
     log = sft.train_adapter(recipe, base, tokens[:16], tokens[16:], answer_ids, adapter, lambda *_: None)
     assert log.steps == 2
 
-    served, nothing = {}, Parts(recipe, {"train": [], "validation": [], "test": []}, [], ())
+    served, nothing = {}, Parts(recipe, {"train": [], "validation": [], "test": []}, [])
     for name, update in (("trained", build.read_adapter(adapter)), ("base", None)):
         model = tmp_path / f"{name}.gguf"
         build.build(base, update, pipeline._metadata(recipe, codes, nothing, base, log), model)

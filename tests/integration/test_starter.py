@@ -126,7 +126,13 @@ def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
     refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(HELPDESK)])
     assert isinstance(refused.exception, DataError)
     assert "has learnt from" in str(refused.exception)
-    refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(queries), "--split", "validation"])
-    assert "not the one that the model was kept from seeing" in str(refused.exception)
+    grown = workshop / "grown.jsonl"
+    rows = [{"text": example.text, "label": example.label} for example in load_examples(HELPDESK)]
+    grown.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "the coffee machine leaks", "label": rows[0]["label"]}]))
+    refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(grown)])
+    assert "has learnt from" in str(refused.exception)
+    said = run("calibrate", model, "--data", grown, "--split", "validation", "--force")
+    review = build.read_metadata(model)["training"]["recipe"]["review"]
+    assert (review["precision"], review["confidence"]) == (0.6, 0.8), "the model's own, where none is given"
     run("rollback", model)
     assert versions(model)[0].version == before.version == json.loads((model / build.METADATA_FILE).read_text())["training"]["version"]

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from tests.integration import tiny
 from tests.support import DATA, ROOT, Queue, command, environment, wait_for
-from trainer import answers, build, learnt, pretrained, publish, sft
+from trainer import answers, build, dataset, learnt, pretrained, publish, sft
 from trainer.cli import app
 from trainer.network import hardware_precision
 from trainer.pipeline import TRAINED_FILE
@@ -158,8 +158,9 @@ def test_corrections_that_were_harvested_are_trained_on(workshop: Workshop, trai
     assert after["data_rows"]["train"] == before["data_rows"]["train"] + 1
     assert after["data_sha256"]["test"] == before["data_sha256"]["test"], "both are measured on the same"
     assert after["files"]["train_only"] == ["corrections.json"]
-    assert learnt.is_training_file(corrections, after)
-    assert not learnt.is_training_file(corrections, before)
+    harvested = dataset.load_examples(corrections)
+    assert learnt.unlearnt(harvested, "all", after) is None
+    assert learnt.unlearnt(harvested, "all", before) == [0]
 
 
 def test_a_run_says_what_it_took_of_what_it_was_made_and_leaves_a_report(workshop: Workshop, trained: Path) -> None:
@@ -227,7 +228,8 @@ def test_calibrating_for_more_queries_out_of_scope_changes_answers_and_says_so(w
     rows = json.loads((workshop.directory / "data.json").read_text())
     queries.write_text(json.dumps([row | {"input": row["input"] + " please"} for row in rows]))
     before = build.read_metadata(published)["calibration"]["offsets"]["pool"]
-    done = CliRunner().invoke(app, ["calibrate", str(published), "--data", str(queries), "--out-of-scope-share", "0.9"])
+    share = ["calibrate", str(published), "--data", str(queries), "--out-of-scope-share", "0.9"]
+    done = CliRunner().invoke(app, [*share, "--force"])
     assert done.exit_code == 0, done.output
     metadata = build.read_metadata(published)
     assert metadata["calibration"]["offsets"]["pool"] > before + 1
@@ -253,4 +255,7 @@ def test_training_that_goes_on_from_a_model_begins_with_its_loss(workshop: Works
     step, loss = after["eval_losses"][0]
     assert step == 0
     assert loss == pytest.approx(before["weights"]["candidates"][before["weights"]["taken"]]["loss"], abs=2e-3)
-    assert set(after["learnt_from_sha256"]) >= set(before["learnt_from_sha256"]), "it has learnt what that one had"
+    data = dataset.load_examples(workshop.directory / "data.json")
+    learnt_before = [learnt.are_among([example], before["texts"]["train"])[0] for example in data]
+    assert 64 < sum(learnt_before) < len(data)
+    assert learnt.are_among(data, after["texts"]["train"]) == learnt_before, "it has learnt what that one had"

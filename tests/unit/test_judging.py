@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.parts import StandIn, a_card, a_decision
-from trainer import judging, publish
+from trainer import build, judging, publish
 from trainer.answers import Answers, prompt_hash
 from trainer.base import BaseError
 from trainer.build import BuildError
@@ -36,6 +36,11 @@ def served() -> Answers:
     return Answers(
         SCORES, np.array([2, 2, 3]), np.zeros(3, dtype=np.bool_), np.array([prompt_hash(ids) for ids in PROMPTS], dtype=np.uint64)
     )
+
+
+def a_model_is_in_place(recipe: Recipe) -> None:
+    recipe.output.mkdir()
+    (recipe.output / build.METADATA_FILE).write_text("{")
 
 
 def complaint(recipe: Recipe, served: Answers, **trained: object) -> str | None:
@@ -67,10 +72,9 @@ def test_queries_that_training_cut_shorter_are_passed_over_unless_all_are(recipe
 @pytest.mark.parametrize(
     ("training", "kept", "told"),
     [
-        ({"held_out": {"test": [0, 1, 2]}}, 3, None),
-        ({"held_out": {"test": [0, 2]}}, 2, "compared on the 2 of 3 test examples that it has not learnt"),
-        ({"held_out": {"test": [1]}}, 3, "may have been trained on some"),
-        ({"held_out": {"validation": [0, 1, 2]}}, 3, "may have been trained on some"),
+        ({"learnt": []}, 3, None),
+        ({"learnt": [1]}, 2, "compared on the 2 of 3 test examples that it has not learnt"),
+        ({"learnt": [0, 2]}, 3, "may have been trained on some"),
         ({"data_sha256": {"test": "another"}}, 3, "may have been trained on some"),
         ({}, 3, None),
     ],
@@ -78,10 +82,10 @@ def test_queries_that_training_cut_shorter_are_passed_over_unless_all_are(recipe
 def test_the_published_model_is_asked_about_what_it_has_not_learnt_where_that_is_enough(
     recipe: Recipe, training: dict[str, Any], kept: int, told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "held_out" in training:
-        training = {"held_out": {part: text_hashes([TEST[row] for row in rows]) for part, rows in training["held_out"].items()}}
+    if "learnt" in training:
+        training = {"texts": {"train": text_hashes([TEST[row] for row in training["learnt"]])}}
     model = StandIn(lambda texts: [a_decision("pool")] * len(texts), replace(a_card("pool", "car"), training=training))
-    monkeypatch.setattr(publish, "version_in_place", lambda _: "abc123")
+    a_model_is_in_place(recipe)
     monkeypatch.setattr(publish, "open_model", lambda *_: model)
     said: list[str] = []
     found = judging.published(recipe, TEST, False, said.append, lambda *_: None)
@@ -100,13 +104,20 @@ def test_a_present_model_that_cannot_be_opened_is_replaced_only_by_force(
     def cannot(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(publish, "version_in_place", lambda _: "abc123")
+    a_model_is_in_place(recipe)
     monkeypatch.setattr(publish, "open_model", cannot)
     said: list[str] = []
     with pytest.raises(RecipeError, match=f"cannot be opened .{error}.*--force"):
         judging.published(recipe, TEST, False, said.append, lambda *_: None)
     assert judging.published(recipe, TEST, True, said.append, lambda *_: None) is None
     assert str(error) in said[-1]
+
+
+def test_metadata_that_cannot_be_read_are_replaced_only_by_force(recipe: Recipe) -> None:
+    a_model_is_in_place(recipe)
+    with pytest.raises(RecipeError, match=r"cannot be opened .*--force"):
+        judging.published(recipe, TEST, False, lambda _: None, lambda *_: None)
+    assert judging.published(recipe, TEST, True, lambda _: None, lambda *_: None) is None
 
 
 def test_the_least_accuracy_is_of_the_whole_test_part(recipe: Recipe, served: Answers) -> None:

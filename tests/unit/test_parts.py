@@ -75,25 +75,29 @@ def test_examples_that_a_label_has_in_the_data_are_shown_as_often_as_is_said(tmp
     assert Counter(parts.again) == {example: 2 for example in things if example != further}
 
 
-def a_start(held_out: dict[str, list[str]]) -> Start:
-    hashes = {part: text_hashes([Example(text, "") for text in texts]) for part, texts in held_out.items()}
-    return Start(Adapter({}, 1.0), "0123456789ab", {}, {"held_out": hashes})
+def a_start(*learnt: Example) -> Start:
+    return Start(Adapter({}, 1.0), "0123456789ab", {}, {"texts": {"train": text_hashes(learnt), "validation": ""}})
 
 
 def test_what_the_model_that_training_goes_on_from_has_learnt_is_held_out_no_more(tmp_path: Path) -> None:
-    files = {}
-    for part, texts in (("validation", ["my goldfish", "the doorbell", "a tortoise"]), ("test", ["green parrot", "a rusty gate"])):
-        files[part] = tmp_path / f"{part}.csv"
-        files[part].write_text("text,label\n" + "".join(f"{text},animal\n" for text in texts))
-    split = {"seed": 7, "validation": 0, "test": 0}
-    chosen = recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, split=split, **files)
+    chosen = recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, split={"seed": 7, "validation": 0.25, "test": 0.25})
     said: list[str] = []
-    parts = of(chosen, said.append, a_start({"validation": ["my goldfish", "a tortoise"], "test": []})).examples
-    assert [example.text for example in parts["validation"]] == ["my goldfish", "a tortoise"]
-    assert "1 of 3 validation examples left out: 0123456789ab may have learnt them" in "\n".join(said)
-    assert len(parts["test"]) == 2, "nothing would be left to measure with"
-    assert "0123456789ab had another test part" in "\n".join(said)
-    assert len(of(chosen, said.append).examples["validation"]) == 3
+    whole = of(chosen, said.append).examples
+    assert (len(whole["validation"]), len(whole["test"])) == (4, 4)
+    start = a_start(*whole["train"], whole["validation"][0], *whole["test"][:3])
+    parts = of(chosen, said.append, start).examples
+    assert parts["validation"] == whole["validation"][1:]
+    assert "1 of 4 validation examples left out: 0123456789ab has learnt them" in "\n".join(said)
+    assert parts["test"] == whole["test"], "too little would be left to measure with"
+    assert "0123456789ab may have learnt most of the test examples" in "\n".join(said)
+    assert whole["validation"][0] not in parts["train"]
+
+
+def test_a_test_file_of_its_own_is_measured_as_it_is(tmp_path: Path) -> None:
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nmy goldfish,animal\nthe doorbell,thing\na tortoise,animal\n")
+    chosen = recipe(tmp_path, {"animal": ANIMALS, "thing": THINGS}, test=test, split={"seed": 7, "validation": 0.25, "test": 0})
+    assert len(of(chosen, lambda _: None, a_start(Example("My goldfish!", "animal"))).examples["test"]) == 3
 
 
 def test_a_label_that_the_recipe_does_not_list_is_refused_with_its_file_and_row(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def in_format(master: Path, weight_format: str, cache: Path, master_hash: str) -
         master_hash: `content_hash` of `master`.
 
     Raises:
-        ModelFileError: llama.cpp cannot make it, or there is no room for it.
+        ModelFileError: llama.cpp cannot make it, there is no room for it, or `master` was replaced meanwhile.
     """
     path = cached(master, weight_format, cache, master_hash)
     seal = _seal(path)
