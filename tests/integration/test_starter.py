@@ -131,8 +131,8 @@ def test_a_model_is_calibrated_anew_without_training(workshop: Path) -> None:
     grown.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "the coffee machine leaks", "label": rows[0]["label"]}]))
     refused = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(grown)])
     assert "has learnt from" in str(refused.exception)
-    said = run("calibrate", model, "--data", grown, "--split", "validation", "--force")
+    run("calibrate", model, "--data", grown, "--split", "validation")
     review = build.read_metadata(model)["training"]["recipe"]["review"]
     assert (review["precision"], review["confidence"]) == (0.6, 0.8), "the model's own, where none is given"
-    run("rollback", model)
+    run("rollback", model, "--to", before.version)
     assert versions(model)[0].version == before.version == json.loads((model / build.METADATA_FILE).read_text())["training"]["version"]

@@ -20,12 +20,13 @@ from typer.testing import CliRunner, Result
 
 from tests.integration import tiny
 from tests.support import DATA, ROOT, Queue, command, environment, wait_for
-from trainer import answers, build, dataset, learnt, pretrained, publish, sft
+from trainer import answers, build, dataset, learnt, pretrained, publish, registry, sft, thresholds
 from trainer.cli import app
 from trainer.network import hardware_precision
 from trainer.pipeline import TRAINED_FILE
 from trainer.terminal import REFUSED
 from trainer.watch import Watch
+from worker.classifier import Classifier
 from worker.classifier.model_file import content_hash
 
 LABELS = ("car", "cooking", "fence", "pool")
@@ -241,6 +242,35 @@ def test_calibrating_for_more_queries_out_of_scope_changes_answers_and_says_so(w
     queries.write_text(json.dumps([row for row in json.loads(queries.read_text()) if row["output"] != "pool"]))
     refused = CliRunner().invoke(app, ["calibrate", str(published), "--data", str(queries), "--confidence", "0.9"])
     assert "wants queries in scope and out of it" in str(refused.exception)
+
+
+def test_calibrating_that_makes_answers_worse_is_refused_unless_it_is_forced(
+    workshop: Workshop, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is right about nearly all of these queries, until an offset has it never say `pool`."""
+    texts = [f"hello, {row['input']}" for row in json.loads((workshop.directory / "data.json").read_text())]
+    classifier = Classifier.open(build.model_file_of(published))
+    labels = [decision.label for decision in classifier.classify(texts)]
+    assert labels.count("pool") > 15
+    others = [name for name in classifier.card.labels.names if name != "pool"]
+    classifier.close()
+    queries = workshop.directory / "more.json"
+    rows = [{"text": text, "label": others[0] if row < 3 else label} for row, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    queries.write_text(json.dumps(rows))
+    chosen = {"temperature": 1.0, "offsets": {"pool": -50.0}, "threshold": 0.5, "thresholds": {}}
+    monkeypatch.setattr(thresholds, "calibrate", lambda *_: chosen)
+    arguments = ["calibrate", str(published), "--data", str(queries)]
+    before = registry.versions(published)
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == REFUSED, refused.output
+    assert "would fall by more than 0.01" in refused.output
+    assert registry.versions(published) == before
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+    (forced,) = [each for each in registry.versions(published) if each not in before]
+    assert forced.gate is not None
+    assert not forced.gate.passed
+    assert "falls by more than 0.01" in forced.gate.reasons[0]
+    assert CliRunner().invoke(app, ["rollback", str(published)]).exit_code == 0
 
 
 def test_training_that_goes_on_from_a_model_begins_with_its_loss(workshop: Workshop, published: Path) -> None:
