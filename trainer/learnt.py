@@ -6,7 +6,7 @@ A model is surer of what it has learnt, and right more often. So what it is judg
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.dataset import Example, Part, fingerprint, split
@@ -57,6 +57,16 @@ def unlearnt(examples: Sequence[Example], part: str, training: Mapping[str, Any]
     else:
         known = recorded.get(part) != fingerprint(examples)
     return None if known else list(range(len(examples)))
+
+
+def without_learnt(examples: Sequence[Example], part: str, training: Mapping[str, Any], say: Callable[[str], None]) -> list[Example] | None:
+    """The examples that `unlearnt` tells; how many are left out is said, if any are."""
+    kept = unlearnt(examples, part, training)
+    if kept is None:
+        return None
+    if len(kept) < len(examples):
+        say(f"{len(examples) - len(kept)} of {len(examples)} queries left out: the model has learnt them")
+    return [examples[row] for row in kept]
 
 
 def _parted(hashes: str) -> set[str]:

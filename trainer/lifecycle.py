@@ -105,18 +105,14 @@ def calibrate(
         out_of_scope_share=out_of_scope_share,
     )
     names = [label["name"] for label in metadata["labels"]["labels"]]
-    found = dataset.part_of(data, split, training, names)
-    kept = learnt.unlearnt(found, split, training)
-    if kept is None:
+    examples = learnt.without_learnt(dataset.part_of(data, split, training, names), split, training, _say)
+    if examples is None:
         raise DataError(
             f"the model has learnt from these queries of {data}, or may have, and is surer of what it has learnt: "
             "give others, that it has not seen"
         )
-    if len(kept) < len(found):
-        console.print(f"{len(found) - len(kept)} of {len(found)} queries left out: the model has learnt them", soft_wrap=True)
-    examples = [found[row] for row in kept]
     with work.alone(model):
-        entry = recalibrate(model, examples, data.name, review, lambda line: console.print(line, markup=False, soft_wrap=True), force=force)
+        entry = recalibrate(model, examples, data.name, review, _say, force=force)
         if entry is None:
             raise typer.Exit(REFUSED)
         _say_published(model, entry.version, entry.replaced)
@@ -151,6 +147,10 @@ def harvest_command(
     out.print(
         f"{changed}, {len(found.unusable)} unusable and left in the stream; {found.trimmed} deleted from it; {output} has {found.rows} rows"
     )
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _say_published(model: Path, version: str, before: str | None) -> None:

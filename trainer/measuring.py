@@ -106,8 +106,7 @@ def peers(
     """
     from trainer import peers as measuring  # torch and scikit-learn
 
-    if weight_format is not None and weight_format not in FORMATS:
-        raise DataError(f"there is no format {weight_format}: use {', '.join(FORMATS)}")
+    _check_formats([weight_format] if weight_format else [], FORMATS)
     metadata = building.read_metadata(building.directory_of(model))
     test = _queries(data, split, metadata["training"])
     taught = learnt_from(train or [], data, split, metadata["training"], test)
@@ -187,9 +186,7 @@ def parity_command(
     """Whether the model answers alike in other weight formats. Exit code 3 if not in one of them."""
     from trainer import parity
 
-    unknown = sorted(set(forms or ()) - set(parity.FORMATS))
-    if unknown:
-        raise DataError(f"there is no format {', '.join(unknown)}: use {', '.join(parity.FORMATS)}")
+    _check_formats(forms or (), parity.FORMATS)
     card = building.read_metadata(building.directory_of(model))
     texts = [example.text for example in dataset.part_of(data, split, card["training"])]
     with console.status("comparing") as status:
@@ -214,11 +211,16 @@ def parity_command(
 def _queries(data: Path, split: str, training: Mapping[str, Any], labels: Iterable[str] | None = None) -> list[Example]:
     """What a model is measured on. Of a part that was held out from training, less what it had learnt before: see `--from`."""
     examples = dataset.part_of(data, split, training, labels)
-    kept = learnt.unlearnt(examples, split, training) if split in ("validation", "test") and "texts" in training else None
-    if kept is None or len(kept) == len(examples):
+    if split not in ("validation", "test") or "texts" not in training:
         return examples
-    console.print(f"{len(examples) - len(kept)} of {len(examples)} queries left out: the model has learnt them", soft_wrap=True)
-    return [examples[row] for row in kept]
+    kept = learnt.without_learnt(examples, split, training, lambda line: console.print(line, soft_wrap=True))
+    return examples if kept is None else kept
+
+
+def _check_formats(wanted: Iterable[str], known: Sequence[str]) -> None:
+    """Raises DataError unless all are known."""
+    if unknown := sorted(set(wanted) - set(known)):
+        raise DataError(f"there is no format {', '.join(unknown)}: use {', '.join(known)}")
 
 
 def learnt_from(

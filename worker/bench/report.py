@@ -166,13 +166,17 @@ def table(report: Report) -> Table:
     for column in ("measured", "goal"):
         grid.add_column(column, justify="right", no_wrap=True)
     grid.add_column("", no_wrap=True)
+
+    def add(name: str, measured: str, goal: str, *, reached: bool) -> None:
+        grid.add_row(name, measured, goal, "ok" if reached else "missed", style="" if reached else "yellow")
+
     for name, value in report.ratios.items():
-        reached = value <= CEILINGS[name] if name in CEILINGS else value >= GOALS[name]
-        goal = f"<= {CEILINGS[name]:g}" if name in CEILINGS else f">= {GOALS[name]:g}"
-        grid.add_row(name, f"{value:.2f}", goal, "ok" if reached else "missed", style="" if reached else "yellow")
-    reached = report.stand_in.messages_per_s >= STAND_IN_PER_S
-    moved, goal = f"{report.stand_in.messages_per_s:,.0f}", f">= {STAND_IN_PER_S:,}"
-    grid.add_row("stand-in, messages/s", moved, goal, "ok" if reached else "missed", style="" if reached else "yellow")
+        if name in CEILINGS:
+            add(name, f"{value:.2f}", f"<= {CEILINGS[name]:g}", reached=value <= CEILINGS[name])
+        else:
+            add(name, f"{value:.2f}", f">= {GOALS[name]:g}", reached=value >= GOALS[name])
+    moved = report.stand_in.messages_per_s
+    add("stand-in, messages/s", f"{moved:,.0f}", f">= {STAND_IN_PER_S:,}", reached=moved >= STAND_IN_PER_S)
     return grid
 
 
